@@ -1,0 +1,1 @@
+"""Shards, columns, views and loading."""

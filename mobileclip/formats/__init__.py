@@ -1,0 +1,1 @@
+"""Phone programs: writing them, running them, proving them."""

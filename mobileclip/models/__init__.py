@@ -1,0 +1,1 @@
+"""Architectures: what open_clip and timm ship, and the few that are ours."""

@@ -1,0 +1,50 @@
+"""The architectures that are ours, registered with timm and open_clip so that both create them by name."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from timm.models import register_model
+from timm.models.fastvit import FastVit, RepConditionalPosEnc
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@register_model
+def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+    """MCi0's design (MobileCLIP section 4.1) with narrow, shallow stages: 64 px pictures on one CPU core.
+
+    Args:
+        pretrained: Must be false: there are no published weights.
+        kwargs: timm's usual ones (`num_classes`, `drop_path_rate`, ...).
+    """
+    if pretrained:
+        raise ValueError("fastvit_mci_tiny: got pretrained=True, there are no published weights.")
+    kwargs.pop("pretrained_cfg", None)
+    kwargs.pop("pretrained_cfg_overlay", None)
+    kwargs.pop("cache_dir", None)
+    model = FastVit(
+        layers=(1, 2, 3, 1),
+        embed_dims=(24, 48, 96, 192),
+        mlp_ratios=(3, 3, 3, 3),
+        se_downsamples=(False, False, True, True),
+        pos_embs=(None, None, None, partial(RepConditionalPosEnc, spatial_shape=(3, 3))),
+        token_mixers=("repmixer", "repmixer", "repmixer", "attention"),
+        lkc_use_act=True,
+        **kwargs,
+    )
+    model.default_cfg = model.pretrained_cfg = {"architecture": "fastvit_mci_tiny", "pool_size": (2, 2)}
+    return model
+
+
+def register() -> None:
+    """Make the project's own names known to open_clip; calling it again changes nothing."""
+    if not set(own_names()) <= set(open_clip.list_models()):
+        open_clip.add_model_config(CONFIGS)
+
+
+def own_names() -> list[str]:
+    """Names of the project's own architectures."""
+    return sorted(path.stem for path in CONFIGS.glob("*.json"))
