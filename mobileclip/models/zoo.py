@@ -207,6 +207,8 @@ def _build(config: dict[str, Any], text_folder: Path | None) -> torch.nn.Module:
     custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
     if "multimodal_cfg" in cfg:
         built = open_clip.CoCa(**cfg)
+        # open_clip 3.3 leaves this one tensor as uninitialized memory; the scale is the one its own init would use.
+        torch.nn.init.normal_(built.text_decoder.text_projection, std=built.text_decoder.width**-0.5)
     else:
         built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
     return built.eval()  # type: ignore[no-any-return]
