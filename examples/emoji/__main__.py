@@ -18,7 +18,7 @@ from rich.table import Table
 
 from examples.emoji.catalog import load_concepts
 from examples.emoji.fetch import DEFAULT_CACHE, fetch
-from examples.emoji.packages import PACKAGES_FILE, load_packages, package_named
+from examples.emoji.packages import PACKAGES_FILE, Package, load_packages
 from mobileclip import storage
 from mobileclip.errors import MobileClipError
 
@@ -41,25 +41,33 @@ def main(out: Path = DEFAULT_OUT, cache: Path = DEFAULT_CACHE) -> None:
     packages = load_packages()
     archives = fetch(packages, cache=cache)
 
-    def render() -> None:
-        # Imported here: a run that has nothing to do shall not load a renderer, let alone torch.
+    # Imported where needed: a run that has nothing to do shall not load a renderer, let alone torch.
+    def pictures() -> None:
         from examples.emoji.render import render_all
+
+        render_all(
+            _artists(packages), archives=archives, concepts=load_concepts(archives[CONCEPTS]), out=out / "images"
+        )
+
+    def table() -> None:
         from examples.emoji.table import write_tables
 
-        concepts = load_concepts(archives[package_named(packages, name=CONCEPTS).name])
-        artists = [package for package in packages if package.role == "artist"]
-        render_all(artists, archives=archives, concepts=concepts, out=out / "images")
-        write_tables(out, concepts=concepts, packages=packages)
+        write_tables(out, concepts=load_concepts(archives[CONCEPTS]), packages=packages)
 
     def towers() -> None:
+        from examples.emoji.check import check_towers
         from examples.emoji.towers import build_towers
 
         build_towers(out / "towers", image_archive=archives[IMAGE_PACKAGE], text_archive=archives[TEXT_PACKAGE])
+        check_towers(out)
 
-    pictures_recipe = ["archives", "artists", "captions", "catalog", "render", "splits", "table"]
-    outputs = ["images", "captions.jsonl", "sets.json", "LICENSES.json"]
-    run_step("pictures", out, render, sources=pictures_recipe, libraries=["pillow", "resvg-py"], outputs=outputs)
-    run_step("towers", out, towers, sources=["archives", "towers"], libraries=[], outputs=["towers"])
+    renderers = ["pillow", "resvg-py"]
+    drawing = ["archives.py", "artists.py", "catalog.py", "render.py"]
+    telling = [*drawing, "captions.py", "splits.py", "table.py", "wording.yaml"]
+    tables = ["captions.jsonl", "sets.json", "LICENSES.json"]
+    run_step("pictures", out, pictures, sources=drawing, libraries=renderers, outputs=["images"])
+    run_step("table", out, table, sources=telling, libraries=renderers, outputs=tables)
+    run_step("towers", out, towers, sources=["archives.py", "check.py", "towers.py"], libraries=[], outputs=["towers"])
     show_summary(out, seconds=time.monotonic() - started)
 
 
@@ -72,7 +80,7 @@ def run_step(
         name: of the stamp.
         out: folder of all outputs.
         work: what to do.
-        sources: modules of this package that shape the outputs.
+        sources: files of this package, beside the pins, that shape the outputs.
         libraries: distributions whose version shapes them.
         outputs: files and folders below ``out``.
 
@@ -103,10 +111,14 @@ def show_summary(out: Path, *, seconds: float) -> None:
     console.print(f"Caption table {out / 'captions.jsonl'}, licenses {out / 'LICENSES.json'}; {seconds:.1f} s.")
 
 
+def _artists(packages: list[Package]) -> list[Package]:
+    return [package for package in packages if package.role == "artist"]
+
+
 def _recipe_digest(sources: list[str], *, libraries: list[str]) -> str:
     here = PACKAGES_FILE.parent
     digest = hashlib.sha256()
-    for path in [PACKAGES_FILE, here / "wording.yaml", *(here / f"{source}.py" for source in sources)]:
+    for path in [PACKAGES_FILE, *(here / source for source in sources)]:
         digest.update(path.read_bytes())
     digest.update(" ".join(f"{library}={version(library)}" for library in libraries).encode())
     return digest.hexdigest()

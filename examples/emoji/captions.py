@@ -19,7 +19,8 @@ WORDING_FILE = Path(__file__).with_name("wording.yaml")
 _HEAD_ENDS = re.compile(r" (?:with|without|in|on|of|at|behind|to|for|over|from|showing|pointing|facing) ")
 _NOTE = re.compile(r"^(?P<name>.+) \((?P<note>.+)\)$")
 _CLOCK = re.compile(r"(?:o’clock|-thirty)$")
-_PERSON = re.compile(r"^(?P<person>person|man|woman|people|men|women)\b")
+_PERSON = re.compile(r"^(?P<person>person|man|woman|people|men|women|face|head)\b")
+_BEFORE_NOUN = "with|without|in|on|behind|over|rowing|bouncing|getting|feeding|wearing|tipping|raising|taking"
 _NUMBERS = {2: "two", 3: "three"}
 
 
@@ -35,13 +36,15 @@ class Wording:
     an: frozenset[str]
     plurals: dict[str, str]
     singular: frozenset[str]
+    signs: frozenset[str]
+    inner_nouns: frozenset[str]
     phrases: dict[str, str]
 
 
 def load_wording(path: Path = WORDING_FILE) -> Wording:
     """Read the wording."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for key in ("no_article", "the", "a", "an", "singular"):
+    for key in ("no_article", "the", "a", "an", "singular", "signs", "inner_nouns"):
         raw[key] = frozenset(raw[key])
     return Wording(**raw)
 
@@ -80,6 +83,8 @@ def noun_phrase(concept: Concept, *, wording: Wording) -> str:
     name = concept.name
     if name in wording.phrases:
         return wording.phrases[name]
+    if name in wording.signs:
+        return with_article(f"{name} sign", wording=wording)
     if note := _NOTE.match(name):
         return f"{with_article(note['name'], wording=wording)} for a {note['note']}"
     if concept.subgroup_key == "zodiac":
@@ -94,13 +99,25 @@ def noun_phrase(concept: Concept, *, wording: Wording) -> str:
 
 def with_article(name: str, *, wording: Wording) -> str:
     """Put ``a``, ``an``, ``the`` or nothing before a name, nothing before plurals and mass nouns."""
+    inner = _with_inner_articles(name, wording=wording)
     if name in wording.no_article or _is_plural(name, wording=wording):
-        return name
-    if name in wording.the:
-        return f"the {name}"
+        return inner
+    return f"{'the' if name in wording.the else _indefinite(name, wording=wording)} {inner}"
+
+
+def _indefinite(name: str, *, wording: Wording) -> str:
     first = name.split(maxsplit=1)[0]
     vowel = first in wording.an or (first[0].lower() in "aeiou" and first not in wording.a)
-    return f"{'an' if vowel else 'a'} {name}"
+    return "an" if vowel else "a"
+
+
+def _with_inner_articles(name: str, *, wording: Wording) -> str:
+    nouns = "|".join(sorted(map(re.escape, wording.inner_nouns), key=len, reverse=True))
+    return re.sub(
+        rf"\b({_BEFORE_NOUN}) ({nouns})(?![\w-])",
+        lambda match: f"{match[1]} {_indefinite(match[2], wording=wording)} {match[2]}",
+        name,
+    )
 
 
 def _is_plural(name: str, *, wording: Wording) -> bool:

@@ -49,18 +49,6 @@ def load_packages(path: Path = PACKAGES_FILE) -> list[Package]:
     return packages
 
 
-def package_named(packages: list[Package], *, name: str) -> Package:
-    """Return the package of that name.
-
-    Raises:
-        DataError: there is none.
-    """
-    for package in packages:
-        if package.name == name:
-            return package
-    raise DataError(f"Package {name} is needed but {PACKAGES_FILE.name} does not pin it.")
-
-
 def file_digest(path: Path, *, algorithm: str) -> bytes:
     """Hash a file without holding it in memory."""
     with path.open("rb") as stream:

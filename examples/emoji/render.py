@@ -55,7 +55,7 @@ def render_all(
             drawings, form = load_drawings(artist, archive=archives[package.name], concepts=concepts)
             (partial / artist).mkdir(parents=True)
             tasks: list[Task] = [(partial / artist / f"{key}.png", raw, form) for key, raw in drawings.items()]
-            with tqdm(total=len(tasks), desc=f"render {artist}", unit="picture") as bar:
+            with tqdm(total=len(tasks), desc=f"render {artist}", unit="picture", disable=None) as bar:
                 for done in pool.map(_render_batch, _batches(tasks), [size] * len(tasks)):
                     bar.update(done)
             counts[artist] = len(tasks)

@@ -67,8 +67,8 @@ def group_concepts(concepts: Iterable[Concept], *, pictures: Mapping[str, Iterab
     for name, keys in pictures.items():
         together[f"picture {name}"].update(keys)
     for keys in together.values():
-        roots = sorted({root(key) for key in keys})
-        parent.update(dict.fromkeys(roots, roots[0]))
+        roots = {root(key) for key in keys}
+        parent.update(dict.fromkeys(roots, min(roots, default="")))
     return {key: root(key) for key in parent}
 
 
