@@ -294,7 +294,7 @@ class Classification(Section):
 
     field: Name = "group"
     """Metadata field that holds the class name."""
-    templates: list[str] = ["a photo of a {}."]
+    templates: Annotated[list[Annotated[str, Field(pattern=r"\{\}")]], Field(min_length=1)] = ["a photo of a {}."]
     """Prompts; `{}` takes the class name; embeddings are averaged."""
 
 
@@ -306,7 +306,11 @@ class Evaluate(Section):
     classifications: list[Classification] = [Classification()]
     """Zero-shot tasks."""
     retrieval_field: Name = "captions"
-    """Caption field of the retrieval task; the first caption of each sample is used."""
+    """Caption field of the retrieval task."""
+    retrieval_captions: PositiveInt = 1
+    """Captions per sample used in retrieval, the first ones (5 for COCO and Flickr30k)."""
+    headline: Annotated[str, Field(pattern=r"^(retrieval|zero_shot)/.+")] = "retrieval/mean/r1"
+    """Metric on which the report's first sentence gives its verdict; named before the numbers are known."""
     slice_field: str = ""
     """Metadata field whose values are also scored apart; empty = none."""
     bootstrap: PositiveInt = 1000
@@ -315,8 +319,8 @@ class Evaluate(Section):
     """Coverage of the intervals."""
     batch_size: PositiveInt = 128
     """Samples per forward pass."""
-    gallery: NonNegativeInt = 12
-    """Queries shown in the report's retrieval gallery."""
+    gallery: Annotated[int, Field(ge=0, le=40)] = 12
+    """Queries shown in the report's retrieval gallery, half of them texts, half pictures."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap and of the gallery's choice."""
 

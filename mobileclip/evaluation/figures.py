@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402 - the backend must be chosen first
+from matplotlib.figure import Figure
 
 INK, ACCENT, MUTED = "#1f2933", "#0b6e99", "#9aa5b1"
 

@@ -26,7 +26,7 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
     kwargs.pop("pretrained_cfg_overlay", None)
     kwargs.pop("cache_dir", None)
     model = FastVit(
-        layers=(1, 2, 3, 1),
+        layers=(1, 1, 2, 1),
         embed_dims=(24, 48, 96, 192),
         mlp_ratios=(3, 3, 3, 3),
         se_downsamples=(False, False, True, True),

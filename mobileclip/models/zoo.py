@@ -149,7 +149,7 @@ def save(
     clip: Clip,
     *,
     license: str,
-    card: dict[str, Any],  # noqa: A002 - the field's name
+    card: dict[str, Any],
 ) -> str:
     """Write a checkpoint folder; returns the digest of the weights.
 

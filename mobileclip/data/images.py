@@ -1,0 +1,79 @@
+"""Pixels: one way to decode, used by every stage, so that stored crop boxes always mean the same picture."""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from mobileclip.errors import DataError
+
+_INTERPOLATION = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
+    """Decode one picture to upright RGB.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit grays are scaled, of an animation the first frame
+    is taken. The size of the result is the size that view parameters refer to.
+
+    Args:
+        data: Encoded bytes (JPEG, PNG, WebP, ...).
+        max_pixels: Larger pictures are refused before their pixels are decoded; 0 = Pillow's own limit.
+
+    Raises:
+        DataError: Not a picture, truncated, or too large; one sentence with the reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if max_pixels and width * height > max_pixels:
+                raise DataError(f"image: {width}x{height} pixels, want at most {max_pixels} in all.")
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"image: cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}.") from None
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """RGB picture to uint8 [3, height, width]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """uint8 [3, height, width] to an RGB picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def resampling(name: str) -> Image.Resampling:
+    """Pillow's filter of that name.
+
+    Raises:
+        DataError: Unknown name.
+    """
+    if name not in _INTERPOLATION:
+        raise DataError(f"interpolation: got '{name}', want one of {', '.join(_INTERPOLATION)}.")
+    return _INTERPOLATION[name]
+
+
+def resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> torch.Tensor:
+    """Squash a picture to uint8 [3, size, size], antialiased."""
+    return to_tensor(image.resize((size, size), resampling(interpolation)))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        return Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

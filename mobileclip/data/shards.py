@@ -1,0 +1,132 @@
+"""Base shards: plain webdataset tars (`uid.png`, `uid.txt`, `uid.json`), written reproducibly and read by offset."""
+
+import hashlib
+import io
+import json
+import mmap
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import webdataset
+
+from mobileclip import storage
+from mobileclip.errors import IntegrityError
+from mobileclip.manifest import Manifest, Shard, uids_digest
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its captions.
+
+    Attributes:
+        uid: Unique id; a function of the picture's bytes or of the source's own key.
+        image: Encoded picture, as the user gave it.
+        metadata: `captions` (list of str) and every other field of the source.
+    """
+
+    uid: str
+    image: bytes
+    metadata: dict[str, Any]
+
+    @property
+    def captions(self) -> list[str]:
+        """Ground-truth captions."""
+        return list(self.metadata["captions"])
+
+
+def write_shard(folder: str, name: str, split: str, samples: Sequence[tuple[Sample, str]]) -> Shard:
+    """Write one shard whole and describe it.
+
+    Args:
+        folder: Output folder or URI.
+        name: Shard name without suffix.
+        split: train, validation or test.
+        samples: Samples with their image extension, in order.
+
+    Returns:
+        Its manifest entry. The same samples give the same bytes (times are zero, keys sorted).
+    """
+    stream = io.BytesIO()
+    with webdataset.TarWriter(stream, encoder=False, mtime=0) as writer:
+        for sample, extension in samples:
+            writer.write(
+                {
+                    "__key__": sample.uid,
+                    extension: sample.image,
+                    "json": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False).encode(),
+                    "txt": sample.metadata["captions"][0].encode(),
+                }
+            )
+    data = stream.getvalue()
+    path = f"{name}.tar"
+    storage.write_bytes(storage.join(folder, path), data)
+    return Shard(
+        name=name, split=split, path=path, samples=len(samples), bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(), uids_sha256=uids_digest([s.uid for s, _ in samples]),
+    )  # fmt: skip
+
+
+class ShardReader:
+    """Random access to one tar: headers are read once, members are sliced from a memory map.
+
+    Raises:
+        IntegrityError: The tar does not hold the samples its manifest entry promises (for example because it was cut
+            at a member boundary, which tar readers pass over in silence).
+    """
+
+    def __init__(self, folder: str, shard: Shard) -> None:
+        """Open shard `shard` of the dataset in `folder`."""
+        self.name = shard.name
+        self._path = storage.local_copy(storage.join(folder, shard.path), sha256=shard.sha256)
+        self._members = _index(str(self._path), shard)
+        self.uids = list(self._members)
+        if len(self.uids) != shard.samples or uids_digest(self.uids) != shard.uids_sha256:
+            raise IntegrityError(
+                f"shard '{shard.name}': has {len(self.uids)} samples, the manifest promises {shard.samples} with uids "
+                f"{shard.uids_sha256[:12]}; the file is cut or was replaced."
+            )
+        self._map: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.uids)
+
+    def sample(self, index: int) -> Sample:
+        """The sample at a position."""
+        members = self._members[self.uids[index]]
+        extension = next(e for e in members if e in IMAGE_EXTENSIONS)
+        return Sample(self.uids[index], self._read(members[extension]), json.loads(self._read(members["json"])))
+
+    def _read(self, span: tuple[int, int]) -> bytes:
+        if self._map is None:  # opened on first use, so that loader processes do not share a handle
+            with self._path.open("rb") as handle:
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map[span[0] : span[0] + span[1]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A reader travels to a worker without its memory map."""
+        return {**self.__dict__, "_map": None}
+
+
+def read_samples(folder: str, manifest: Manifest, *splits: str) -> Iterator[Sample]:
+    """All samples of these splits in order."""
+    for shard in manifest.split(*splits):
+        reader = ShardReader(folder, shard)
+        for index in range(len(reader)):
+            yield reader.sample(index)
+
+
+def _index(path: str, shard: Shard) -> dict[str, dict[str, tuple[int, int]]]:
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                uid, _, extension = info.name.partition(".")
+                members.setdefault(uid, {})[extension] = (info.offset_data, info.size)
+    except tarfile.TarError as error:
+        raise IntegrityError(f"shard '{shard.name}': '{path}' is no readable tar: {error}.") from None
+    return members

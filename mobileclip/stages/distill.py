@@ -1,0 +1,106 @@
+"""distill: train a student on a reinforced dataset, and on request the plain-CLIP control beside it."""
+
+import torch
+
+from mobileclip import manifest, storage
+from mobileclip.config import Distill
+from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.errors import ConfigError
+from mobileclip.manifest import Manifest
+from mobileclip.models import zoo
+from mobileclip.report import Tracker
+from mobileclip.training.contrastive import (
+    Reinforcement,
+    retrieval_validation,
+    train_clip,
+    write_history,
+    write_timings,
+)
+from mobileclip.training.loop import Result
+
+
+def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
+    """Train `out/student` and, with `control`, `out/control` from the same start on the same batches.
+
+    Args:
+        config: The `distill` section.
+        out: Output folder or URI.
+        tracker: Gets the learning curves.
+        data: Reinforced dataset; its manifest holds teachers, scales and views.
+
+    Returns:
+        Last losses and validation recall per model.
+
+    Raises:
+        ConfigError: A named teacher is not in the manifest, or there is none while lambda is above 0.
+    """
+    content = manifest.read(data)
+    teachers = tuple(config.teachers or content.teachers())
+    for name in teachers:
+        if name not in content.teachers():
+            raise ConfigError(f"distill.teachers: got '{name}', the dataset has {content.teachers()}.")
+    if config.distill_weight > 0 and not teachers:
+        raise ConfigError("distill.distill_weight: got a value above 0, but the dataset has no teacher embeddings.")
+    used = teachers if config.distill_weight > 0 else ()
+    runs = {"student": (Reinforcement(config.distill_weight, used, _scales(content, used)), tuple(config.synthetic))}
+    if config.control:
+        runs["control"] = (Reinforcement(), ())
+    results: dict[str, Result] = {}
+    metrics: dict[str, float] = {}
+    for name, (reinforcement, synthetic) in runs.items():
+        results[name] = _train(config, name, reinforcement, synthetic, data, content, out, tracker)
+        last = results[name].history[-1]
+        metrics |= {f"{name}/{k}": v for k, v in last.items() if k == "loss" or k.startswith("validation/")}
+    write_history(out, list(results.values()))
+    count = config.training.steps * config.training.batch_size
+    write_timings(out, results, dict.fromkeys(results, count))
+    return metrics
+
+
+def _train(
+    config: Distill,
+    name: str,
+    reinforcement: Reinforcement,
+    synthetic: tuple[str, ...],
+    data: str,
+    content: Manifest,
+    out: str,
+    tracker: Tracker,
+) -> Result:
+    torch.manual_seed(config.seed)  # student and control start from the same weights
+    clip = zoo.load(config.model, pretrained=config.pretrained) if config.pretrained else zoo.create(config.model)
+    recipe = Recipe(
+        clip.preprocess, clip.tokenizer, config.caption_field, synthetic, reinforcement.teachers,
+        views="stored" if content.has("views") else "whole", selection=config.selection, seed=config.seed,
+    )  # fmt: skip
+    dataset = PairDataset(data, content, recipe)
+    result = train_clip(
+        clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
+        key={"data": content.digest(), "config": config.model_dump(mode="json")},
+        folder=storage.join(out, name), tracker=tracker, title=name,
+        validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
+    )  # fmt: skip
+    card = {
+        "stage": "distill",
+        "model": config.model,
+        "dataset": content.digest(),
+        "teachers": {t: content.column(f"{t}.views").spec["sha256"] for t in reinforcement.teachers},
+        "teacher_logit_scales": dict(zip(reinforcement.teachers, reinforcement.logit_scales, strict=True)),
+        "distill_weight": reinforcement.distill_weight,
+        "synthetic": list(synthetic),
+    }
+    zoo.save(storage.join(out, name), clip, license=_license(content, reinforcement, synthetic), card=card)
+    return result
+
+
+def _scales(content: Manifest, teachers: tuple[str, ...]) -> tuple[float, ...]:
+    own = {name: content.column(f"{name}.views").spec["logit_scale"] for name in teachers}
+    return tuple(float(content.scales.get(name, own[name])) for name in teachers)
+
+
+def _license(content: Manifest, reinforcement: Reinforcement, synthetic: tuple[str, ...]) -> str:
+    """A student inherits the licenses of its pictures, captions, captioners and teachers."""
+    parts = {source.license for source in content.sources}
+    parts |= {content.column(f"{name}.views").license for name in reinforcement.teachers}
+    parts |= {content.column(name).license for name in synthetic}
+    return " AND ".join(sorted({word for part in parts for word in part.split(" AND ")}))

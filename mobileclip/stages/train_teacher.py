@@ -1,0 +1,162 @@
+"""train_teacher: in-domain CLIP teachers, from scratch or by locked tuning of pretrained towers."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from mobileclip import manifest, storage
+from mobileclip.config import Teacher, TrainTeacher, Views
+from mobileclip.data.images import decode, resize
+from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.shards import read_samples
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.manifest import Manifest
+from mobileclip.models import zoo
+from mobileclip.report import Tracker
+from mobileclip.training.contrastive import (
+    Reinforcement,
+    retrieval_validation,
+    train_clip,
+    train_heads,
+    write_history,
+    write_timings,
+)
+from mobileclip.training.loop import Result
+
+# Milder than the reinforced views: a teacher learns from whole objects.
+_VIEWS = Views(num_views=1, scale_min=0.6, rand_augment_ops=1, rand_augment_magnitude=6)
+
+
+def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: str = "") -> dict[str, float]:
+    """Train the teachers one after the other; each becomes a checkpoint folder `out/NAME`.
+
+    Args:
+        config: The `train_teacher` section.
+        out: Output folder or URI.
+        tracker: Gets the learning curves.
+        data: Prepared dataset.
+        towers: Folder with pretrained towers, where a teacher names some.
+
+    Returns:
+        Per teacher: last loss, and recall on the validation split where there is one.
+    """
+    content = manifest.read(data)
+    results: dict[str, Result] = {}
+    metrics: dict[str, float] = {}
+    for teacher in config.teachers:
+        torch.manual_seed(config.seed)
+        clip = _create(teacher, towers)
+        train_one = _train_locked if teacher.lock else _train_whole
+        result = train_one(teacher, clip, config, data, content, out, tracker)
+        results[teacher.name] = result
+        card = {"stage": "train_teacher", "model": teacher.model, "dataset": content.digest(), "teacher": teacher.name}
+        zoo.save(storage.join(out, teacher.name), clip, license=_license(content), card=card)
+        metrics[f"{teacher.name}/loss"] = result.history[-1]["loss"]
+        validate = retrieval_validation(clip, data, content, caption_field=config.captions[0])
+        if validate is not None:
+            metrics |= {f"{teacher.name}/validation/{name}": value for name, value in validate().items()}
+    write_history(out, list(results.values()))
+    samples = {t.name: t.training.steps * t.training.batch_size for t in config.teachers}
+    write_timings(out, results, samples)
+    return metrics
+
+
+def _create(teacher: Teacher, towers: str) -> zoo.Clip:
+    if (teacher.image_weights or teacher.text_weights) and not towers:
+        raise ConfigError(
+            f"train_teacher: teacher '{teacher.name}' names pretrained towers, but input 'towers' is empty."
+        )
+    root = storage.local_dir(towers) if towers else Path()
+    text = root / teacher.text_weights if teacher.text_weights else None
+    if text is not None and not (text / "config.json").is_file():
+        raise DataError(f"train_teacher: teacher '{teacher.name}': no Hugging Face text model in '{text}'.")
+    clip = zoo.create(teacher.model, text_folder=text)
+    model: Any = clip.model
+    if teacher.image_weights:
+        _load_tower(model.visual.trunk, root / teacher.image_weights, teacher.name, allowed=("classifier.", "head."))
+    if text is not None:
+        _load_tower(model.text.transformer, text / "model.safetensors", teacher.name, allowed=("pooler.",))
+    return clip
+
+
+def _load_tower(module: torch.nn.Module, path: Path, teacher: str, *, allowed: tuple[str, ...]) -> None:
+    """Load a trunk strictly but for the heads that CLIP replaces."""
+    if not path.is_file():
+        raise DataError(f"train_teacher: teacher '{teacher}': no weights at '{path}'.")
+    weights = {k: v for k, v in load_file(str(path)).items() if not k.startswith(allowed)}
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    missing = [k for k in missing if not k.startswith(allowed) and "position_ids" not in k]
+    unexpected = [k for k in unexpected if "position_ids" not in k]
+    if missing or unexpected:
+        raise DataError(
+            f"train_teacher: teacher '{teacher}': '{path.name}' does not fit: "
+            f"{len(missing)} tensors missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}."
+        )
+
+
+def _train_whole(
+    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str, tracker: Tracker
+) -> Result:
+    recipe = Recipe(
+        clip.preprocess, clip.tokenizer, config.captions[0], views=_VIEWS, selection=False, seed=config.seed
+    )
+    dataset = PairDataset(data, content, recipe)
+    return train_clip(
+        clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
+        key={"data": content.digest(), "seed": config.seed, "model": teacher.model},
+        folder=storage.join(out, teacher.name), tracker=tracker, title=teacher.name,
+    )  # fmt: skip
+
+
+def _train_locked(
+    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str, tracker: Tracker
+) -> Result:
+    image, text, owners = _trunk_features(clip, config, data, content)
+    digest = hashlib.sha256(image.numpy().tobytes() + text.numpy().tobytes()).hexdigest()
+    return train_heads(
+        clip, image, text, owners, teacher.training, seed=config.seed,
+        key={"features": digest, "seed": config.seed, "model": teacher.model},
+        folder=storage.join(out, teacher.name), tracker=tracker, title=teacher.name,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _trunk_features(
+    clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pooled features of both frozen trunks: [images, w], [texts, v], and each text's image."""
+    model: Any = clip.model
+    pixels: list[torch.Tensor] = []
+    texts: list[str] = []
+    owners: list[int] = []
+    for sample in read_samples(data, content, "train"):
+        pixels.append(resize(decode(sample.image), clip.preprocess.size, clip.preprocess.interpolation))
+        for field in config.captions:
+            captions = sample.metadata.get(field) or []
+            texts += captions
+            owners += [len(pixels) - 1] * len(captions)
+    image = [
+        model.visual.trunk(zoo.image_tensor(torch.stack(pixels[i : i + 32]), clip.preprocess))
+        for i in tqdm(range(0, len(pixels), 32), desc="image trunk", disable=None)
+    ]
+    # Many captions are shared by several pictures (one concept, many artists): embed each once. Sorting by length
+    # keeps padding short.
+    unique = sorted(set(texts), key=lambda t: (len(t), t))
+    rows = []
+    for i in tqdm(range(0, len(unique), 64), desc="text trunk", disable=None):
+        tokens = clip.tokenizer(unique[i : i + 64])
+        tokens = tokens[:, : max(1, int((tokens != model.text.config.pad_token_id).sum(dim=1).max()))]
+        mask = (tokens != model.text.config.pad_token_id).long()
+        rows.append(model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask))
+    place = {text: index for index, text in enumerate(unique)}
+    text = torch.cat(rows)[[place[t] for t in texts]]
+    return torch.cat(image), text, torch.tensor(owners)
+
+
+def _license(content: Manifest) -> str:
+    """A trained model inherits every license of its data."""
+    return " AND ".join(sorted({source.license for source in content.sources})) or "unknown"

@@ -1,0 +1,30 @@
+"""AdamW with the papers' parameter groups, and warm-up followed by cosine decay."""
+
+import math
+
+import torch
+from torch import nn
+
+from mobileclip.config import Optimizer
+
+
+def create_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; norms, biases and the logit scale do not decay."""
+    decay: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        (free if parameter.ndim < 2 or "logit_scale" in name else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+
+
+def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
+    """The rate of a step (0-based): linear warm-up to `lr`, then a half cosine down to `lr_end`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * share)) / 2
