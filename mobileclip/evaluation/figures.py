@@ -33,7 +33,9 @@ def save_histogram(values: Sequence[float], *, mark: float, label: str) -> bytes
     figure, axes = new_figure()
     axes.hist(values, bins=50, color=ACCENT)
     axes.axvline(mark, color=INK, linewidth=1.2, linestyle="--")
-    axes.annotate(f"cut {mark:.3f}", (mark, axes.get_ylim()[1]), xytext=(4, -10), textcoords="offset points", fontsize=9)
+    axes.annotate(
+        f"cut {mark:.3f}", (mark, axes.get_ylim()[1]), xytext=(4, -10), textcoords="offset points", fontsize=9
+    )
     axes.set_xlabel(label)
     axes.set_ylabel("pairs")
     return to_png(figure)

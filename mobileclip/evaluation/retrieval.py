@@ -27,7 +27,7 @@ class Gallery:
     """Images and the distinct texts they carry.
 
     Attributes:
-        texts: Distinct texts, in order of first appearance.
+        texts: Distinct texts in order of first appearance, each as it was first written.
         images: Image index of every (image, text) pair [pairs], ascending.
         columns: Text index of every pair [pairs].
         num_images: Number of images.
@@ -75,14 +75,15 @@ def build_gallery(captions: Sequence[Sequence[str]]) -> Gallery:
     """
     index: dict[str, int] = {}
     texts: list[str] = []
-    pairs: list[tuple[int, int]] = []
+    pairs: dict[tuple[int, int], None] = {}  # ordered, and the same pair counts once
     for image, row in enumerate(captions):
-        for text in dict.fromkeys(map(same_text, row)):
-            if text not in index:
-                index[text] = len(texts)
+        for text in row:
+            key = same_text(text)
+            if key not in index:
+                index[key] = len(texts)
                 texts.append(text)
-            pairs.append((image, index[text]))
-    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            pairs[image, index[key]] = None
+    array = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
     return Gallery(texts, array[:, 0], array[:, 1], len(captions))
 
 

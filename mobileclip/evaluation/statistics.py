@@ -110,7 +110,7 @@ def draw_resamples(num_samples: int, *, resamples: int, confidence: float, seed:
 def estimate(statistic: Statistic, resamples: Resamples) -> Estimate:
     """Value and percentile interval of a metric.
 
-    Resamples in which the metric is not defined (NaN) are left out.
+    Resamples in which the metric is not defined (NaN or infinite) are left out.
     """
     count, num_samples = resamples.counts.shape
     value = float(statistic(np.ones((1, num_samples)))[0])
@@ -186,13 +186,24 @@ def group_means(hits: Floats, groups: Ints, num_groups: int) -> Callable[[Floats
 def mean_over_groups(hits: Floats, groups: Ints, num_groups: int) -> Statistic:
     """Mean of the group means (mean-per-class recall), over the groups that are present."""
     means = group_means(hits, groups, num_groups)
-    return lambda weights: np.nanmean(means(weights), axis=1)
+
+    def value(weights: Floats) -> Floats:
+        found = means(weights)
+        present = np.isfinite(found)
+        return _divide(np.where(present, found, 0).sum(axis=1), present.sum(axis=1).astype(np.float64))
+
+    return value
 
 
 def worst_group(hits: Floats, groups: Ints, num_groups: int) -> Statistic:
     """Smallest group mean. The bootstrap of a minimum leans downward; read its interval as a caution."""
     means = group_means(hits, groups, num_groups)
-    return lambda weights: np.nanmin(means(weights), axis=1)
+
+    def value(weights: Floats) -> Floats:
+        found = means(weights)
+        return np.where(np.isfinite(found), found, np.inf).min(axis=1)
+
+    return value
 
 
 def median(values: Ints | Floats, sample: Ints | None = None) -> Statistic:
@@ -225,7 +236,7 @@ def calibration_error(confidences: Floats, hits: Floats, *, bins: int = 15) -> S
     member = np.zeros((len(hits), bins))
     member[np.arange(len(hits)), index] = 1.0
     gaps = member * (hits - confidences)[:, None]
-    return lambda weights: np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
+    return lambda weights: _divide(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
 
 
 def over_seeds(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
