@@ -5,6 +5,7 @@ stand in the order of timm's ``tf_efficientnet_lite0``. MiniLM comes as a folder
 """
 
 import io
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,14 +20,18 @@ from mobileclip.errors import DataError
 
 IMAGE_TOWER = "efficientnet_lite0.safetensors"
 IMAGE_ARCHITECTURE = "tf_efficientnet_lite0"
-# What transforms must know; safetensors keeps text only. Source: the architecture's timm configuration.
+# What transforms must know. Source: the architecture's timm configuration. One key only: safetensors writes
+# several in an order that changes from run to run, and the file's bytes with it.
 IMAGE_METADATA = {
-    "architecture": IMAGE_ARCHITECTURE,
-    "features": "1280",
-    "image_size": "224",
-    "interpolation": "bicubic",
-    "mean": "0.5 0.5 0.5",
-    "std": "0.5 0.5 0.5",
+    "preprocessing": json.dumps(
+        {
+            "architecture": IMAGE_ARCHITECTURE,
+            "image_size": 224,
+            "interpolation": "bicubic",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+        }
+    )
 }
 TEXT_TOWER = "minilm"
 TEXT_FILES = frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"})

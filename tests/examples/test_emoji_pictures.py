@@ -1,9 +1,11 @@
 """Drawings, rendering and towers of the emoji data, on tiny literals made here."""
 
 import io
+import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -11,7 +13,7 @@ from examples.emoji.artists import iconify_svg, load_drawings, match_by_name, sl
 from examples.emoji.catalog import Concept
 from examples.emoji.check import margin
 from examples.emoji.render import render_png
-from examples.emoji.towers import convert_state_dict
+from examples.emoji.towers import IMAGE_METADATA, convert_state_dict
 from mobileclip.errors import DataError
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect x="2" y="2" width="4" height="4" {}/></svg>'
@@ -125,3 +127,8 @@ class TestTowers:
         matching = np.mean([cosine[i][i] for i in range(5)])
         others = np.mean([cosine[i][j] for i in range(5) for j in range(5) if i != j])
         assert margin(torch.tensor(first), torch.tensor(second)) == pytest.approx(matching - others, abs=1e-12)
+
+    def test_metadata_has_one_key_so_that_the_bytes_never_change(self):
+        files = {safetensors.torch.save(WANTED, metadata=IMAGE_METADATA) for _ in range(8)}
+        assert len(files) == 1
+        assert json.loads(IMAGE_METADATA["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
