@@ -1,0 +1,108 @@
+"""Pack a student as an MLflow model: code file, safetensors weights, evidence, signature, example, requirements."""
+
+import base64
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mobileclip import tracking
+
+_REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "open_clip_torch",
+    "pandas",
+    "pillow",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+_PACKAGE = Path(__file__).parent
+
+
+def log(client: Any, name: str, *, student: Path, evidence: Path, run_id: str, example: bytes) -> str:
+    """Store a student as a pyfunc model that needs no part of this package.
+
+    Args:
+        client: From `tracking.connect`.
+        name: Name of the logged model.
+        student: Local checkpoint folder.
+        evidence: Local folder with the reports and records that speak for it; kept beside the weights.
+        run_id: Run that logs it; empty = none.
+        example: One encoded picture, for the input example.
+
+    Returns:
+        The model's id; `models:/ID` loads it.
+    """
+    mlflow = tracking.load_mlflow()
+    experiment = client.get_run(run_id).info.experiment_id if run_id else tracking.experiment_id(client)
+    model = client.create_logged_model(experiment, name=name, source_run_id=run_id or None, model_type="clip-student")
+    described = mlflow.models.Model(model_uuid=model.model_id, model_id=model.model_id, run_id=run_id or None)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model"
+        _save(mlflow, target, student=student, evidence=evidence, example=example, described=described)
+        client.log_model_artifacts(model.model_id, str(target))
+    client.finalize_logged_model(model.model_id, "READY")
+    if run_id:
+        client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model.model_id, step=0)])
+    return str(model.model_id)
+
+
+def download_evidence(name: str, number: int) -> Path:
+    """A local copy of the evidence folder that was stored with a registered version.
+
+    Raises:
+        ConfigError: The store does not give it.
+    """
+    with tracking.one_sentence():
+        found = tracking.load_mlflow().artifacts.download_artifacts(
+            artifact_uri=f"models:/{name}/{number}/artifacts/evidence", tracking_uri=tracking.tracking_uri()
+        )
+    return Path(found)
+
+
+def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: bytes, described: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        # Copies with plain names: MLflow writes the paths it is given into the model.
+        root = Path(folder)
+        shutil.copy(_PACKAGE / "student_pyfunc.py", root / "student_pyfunc.py")
+        shutil.copy(_PACKAGE / "models" / "architectures.py", root / "mobileclip_architectures.py")
+        shutil.copytree(student, root / "student")
+        shutil.copytree(evidence, root / "evidence")
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(root / "student_pyfunc.py"),
+            code_paths=[str(root / "mobileclip_architectures.py")],
+            artifacts={name: str(root / name) for name in ("student", "evidence")},
+            signature=_signature(mlflow),
+            input_example={"image": [base64.b64encode(example).decode()], "text": ["a photo of a cat."]},
+            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+            mlflow_model=described,
+        )
+
+
+def _signature(mlflow: Any) -> Any:
+    types = mlflow.types
+    vector = types.schema.Array("double")
+    outputs = ("image_embedding", "text_embedding", "probabilities")
+    return mlflow.models.ModelSignature(
+        inputs=types.Schema(
+            [
+                # Any: bytes, base64 text or an array; a `binary` column would refuse the other two.
+                types.ColSpec(types.schema.AnyType(), "image", required=False),
+                types.ColSpec("string", "text", required=False),
+            ]
+        ),
+        outputs=types.Schema([types.ColSpec(vector, name, required=False) for name in outputs]),
+        params=types.ParamSchema(
+            [
+                types.ParamSpec("labels", "string", [], shape=(-1,)),
+                types.ParamSpec("template", "string", "a photo of a {}."),
+                types.ParamSpec("normalize", "boolean", True),
+            ]
+        ),
+    )

@@ -1,0 +1,179 @@
+"""The student as an MLflow pyfunc (models-from-code): pictures and texts in, embeddings or probabilities out.
+
+MLflow copies this one file into the model and runs it there, so it imports nothing of this package: a server needs
+the model's own requirements alone. The one thing it may need beside open_clip is the project's own architectures;
+they travel as the module `mobileclip_architectures`.
+
+A row has an `image`, a `text`, or both. `image` is encoded bytes (JPEG, PNG, WebP), the same in base64, or an array
+uint8 [height, width, 3]. Without `labels` a row gives `image_embedding` and `text_embedding`; with `labels` it gives
+`probabilities`, one per label in their order (softmax of logit scale times cosine), for its image.
+"""
+
+import base64
+import importlib
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow  # noqa: TID251 - this file is the model itself; the package never imports it
+import numpy as np
+import open_clip
+import pandas as pd  # type: ignore[import-untyped]
+import torch
+from open_clip.factory import load_checkpoint
+from PIL import Image, ImageOps
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_BATCH = 64
+
+
+class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A CLIP student: image and text tower, preprocessing, tokenizer and logit scale."""
+
+    def load_context(self, context: Any) -> None:
+        """Build the model from its checkpoint folder (open_clip's `local-dir` layout, safetensors weights)."""
+        folder = Path(context.artifacts["student"])
+        raw = json.loads((folder / "open_clip_config.json").read_text())
+        self.preprocess = raw["preprocess_cfg"]
+        self.text_folder = folder / "text"
+        self.model = _build(raw["model_cfg"], self.text_folder)
+        load_checkpoint(self.model, str(folder / "open_clip_model.safetensors"), strict=True)
+        self.model.eval()
+        self.tokenizer = _tokenizer(raw["model_cfg"], self.text_folder)
+
+    @torch.no_grad()
+    # Without annotations: MLflow takes them for a schema and warns.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
+        """Embeddings, or probabilities of `params["labels"]`.
+
+        Args:
+            context: Unused after loading.
+            model_input: Data frame with a column `image`, a column `text`, or both.
+            params: `labels` (texts), `template` (`{}` takes the label), `normalize` (embeddings to unit length).
+
+        Returns:
+            Data frame with one row per input row.
+        """
+        given = dict(params or {})
+        frame = pd.DataFrame(model_input)
+        labels = list(given.get("labels") or [])
+        if labels:
+            return pd.DataFrame({"probabilities": self._classify(frame, labels, str(given.get("template") or "{}"))})
+        normalize = bool(given.get("normalize", True))
+        encoders = {"image": self._encode_images, "text": self._encode_texts}
+        columns = {
+            f"{name}_embedding": _on_present(frame[name], encode, normalize)
+            for name, encode in encoders.items()
+            if name in frame
+        }
+        if not columns:
+            raise ValueError(f"input: got columns {list(frame.columns)}, want `image`, `text` or both.")
+        return pd.DataFrame(columns)
+
+    def _classify(self, frame: pd.DataFrame, labels: list[str], template: str) -> list[list[float] | None]:
+        if "image" not in frame:
+            raise ValueError("labels: given without a column `image`, want pictures to classify.")
+        if "{}" not in template:
+            raise ValueError(f"template: got '{template}', want a text with {{}} for the label.")
+        texts = self._encode_texts([template.replace("{}", label) for label in labels], True)
+        scale = float(torch.as_tensor(self.model.logit_scale).exp().reshape(-1)[0])
+        bias = getattr(self.model, "logit_bias", None)
+
+        def probabilities(images: list[Any], normalize: bool) -> torch.Tensor:
+            logits = scale * self._encode_images(images, normalize) @ texts.T
+            # A bias is the same for every label, so the softmax does not see it.
+            return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+        return _on_present(frame["image"], probabilities, True)
+
+    def _encode_images(self, images: list[Any], normalize: bool) -> torch.Tensor:
+        mean = torch.tensor(self.preprocess["mean"]).view(1, 3, 1, 1)
+        std = torch.tensor(self.preprocess["std"]).view(1, 3, 1, 1)
+        pixels = torch.stack([self._pixels(image) for image in images])
+        return self.model.encode_image((pixels.float() / 255 - mean) / std, normalize=normalize).float()  # type: ignore[no-any-return, operator]
+
+    def _encode_texts(self, texts: list[Any], normalize: bool) -> torch.Tensor:
+        return self.model.encode_text(self.tokenizer([str(t) for t in texts]), normalize=normalize).float()  # type: ignore[no-any-return, operator]
+
+    def _pixels(self, image: Any) -> torch.Tensor:
+        size = self.preprocess["size"]
+        width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
+        resized = _picture(image).resize((width, height), _FILTERS[self.preprocess["interpolation"]])
+        return torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def _picture(value: Any) -> Image.Image:
+    """Bytes, base64 text or an array to upright RGB; transparency is laid on white."""
+    if isinstance(value, str):
+        value = base64.b64decode(value, validate=True)
+    if not isinstance(value, bytes | bytearray | memoryview):
+        array = np.array(value.tolist() if isinstance(value, np.ndarray) else value)
+        if array.ndim != 3 or array.shape[2] != 3 or array.min() < 0 or array.max() > 255:
+            raise ValueError(f"image: got an array of shape {array.shape}, want [height, width, 3] of 0 to 255.")
+        return Image.fromarray(array.astype(np.uint8))
+    image = Image.open(io.BytesIO(bytes(value)))
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(upright, dtype=np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _on_present(
+    column: Any, encode: Callable[[list[Any], bool], torch.Tensor], normalize: bool
+) -> list[list[float] | None]:
+    """Encode the rows that hold something, in batches; the others stay None."""
+    values = list(column)
+    present = [i for i, value in enumerate(values) if not _absent(value)]
+    result: list[list[float] | None] = [None] * len(values)
+    for start in range(0, len(present), _BATCH):
+        rows = present[start : start + _BATCH]
+        encoded = encode([values[i] for i in rows], normalize)
+        for row, vector in zip(rows, encoded.tolist(), strict=True):
+            result[row] = vector
+    return result
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _build(config: dict[str, Any], text_folder: Path) -> torch.nn.Module:
+    config = json.loads(json.dumps(config))
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    _know_own_architectures()
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+        if text_folder.is_dir():
+            text["hf_model_name"] = str(text_folder)
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    custom = config.pop("custom_text", False) or "hf_model_name" in text
+    return open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
+
+
+def _know_own_architectures() -> None:
+    if (
+        "mobileclip.models.architectures" not in sys.modules
+    ):  # else they are registered, and timm warns of a second time
+        importlib.import_module("mobileclip_architectures")
+
+
+def _tokenizer(config: dict[str, Any], text_folder: Path) -> Callable[[list[str]], torch.Tensor]:
+    text = config["text_cfg"]
+    length, options = int(text.get("context_length", 77)), text.get("tokenizer_kwargs", {})
+    if "hf_tokenizer_name" in text:
+        source = str(text_folder) if text_folder.is_dir() else text["hf_tokenizer_name"]
+        return open_clip.tokenizer.HFTokenizer(source, context_length=length, **options)
+    return open_clip.SimpleTokenizer(context_length=length, **options)
+
+
+mlflow.models.set_model(Student())
