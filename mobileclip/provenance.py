@@ -1,5 +1,6 @@
 """Where a run comes from: code revision, DVC experiment, pipeline run; and plain values for tracking and lineage."""
 
+import getpass
 import json
 import os
 import subprocess
@@ -56,3 +57,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     else:
         return {prefix: value if isinstance(value, str) else json.dumps(value)}
     return {k: v for pair in pairs for k, v in pair.items()}
+
+
+def actor() -> str:
+    """Who acts: `MOBILECLIP_ACTOR` (pods and CI have no useful login), else the login name."""
+    if os.environ.get("MOBILECLIP_ACTOR"):
+        return os.environ["MOBILECLIP_ACTOR"]
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id often has no name
+        return "unknown"

@@ -1,0 +1,142 @@
+"""A model registry seen as plain data: versions with tags, and aliases; the few operations that promotion needs."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mobileclip import tracking
+from mobileclip.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+_ATTEMPTS = 6
+_T = TypeVar("_T")
+# What a busy store answers; asking again is right.
+_BUSY = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_CONFLICT", ""})
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version."""
+
+    number: int
+    source: str
+    run_id: str
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """One registered model."""
+
+    client: Any
+    name: str
+
+    def ensure(self, description: str = "") -> None:
+        """Create the registered model unless it is there."""
+        try:
+            _patiently(lambda: self.client.create_registered_model(self.name, description=description))
+        except Exception as error:
+            if _code(error) != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def create(self, source: str, tags: Mapping[str, str], *, run_id: str = "", model_id: str = "") -> int:
+        """Add a version with its tags, in one transaction of the store; returns the number the store gave it."""
+
+        def create() -> Any:
+            return self.client.create_model_version(
+                self.name, source, run_id=run_id or None, tags=dict(tags), model_id=model_id or None
+            )
+
+        return int(_patiently(create).version)
+
+    def versions(self) -> list[Version]:
+        """All versions in the order of their numbers; empty where the model is not registered."""
+        found: list[Version] = []
+        token = None
+        while True:
+            wanted = f"name = '{self.name}'"
+            page = _patiently(lambda: self.client.search_model_versions(wanted, page_token=token))  # noqa: B023
+            found += [_version(item) for item in page]
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: version.number)
+
+    def version(self, reference: int | str) -> Version:
+        """A version by number or alias.
+
+        Raises:
+            DataError: There is none.
+        """
+        text = str(reference)
+        number = int(text) if text.isdigit() else self.alias(text)
+        for version in self.versions():
+            if version.number == number:
+                return version
+        raise DataError(f"registry: '{self.name}' has no version '{reference}'.")
+
+    def aliases(self) -> dict[str, int]:
+        """Version number by alias; empty where the model is not registered."""
+        try:
+            model = _patiently(lambda: self.client.get_registered_model(self.name))
+        except Exception as error:
+            if _code(error) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {str(k): int(v) for k, v in dict(model.aliases).items()}  # int in SQLite, str over REST
+
+    def alias(self, alias: str) -> int:
+        """The version an alias points at; 0 where it points at none."""
+        return self.aliases().get(alias, 0)
+
+    def point(self, alias: str, number: int) -> None:
+        """Point an alias at a version; at none where the number is 0."""
+        if number:
+            _patiently(lambda: self.client.set_registered_model_alias(self.name, alias, str(number)))
+        else:
+            _patiently(lambda: self.client.delete_registered_model_alias(self.name, alias))
+
+    def tag(self, number: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            _patiently(lambda: self.client.set_model_version_tag(self.name, str(number), key, value))  # noqa: B023
+
+    def tag_model(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the registered model."""
+        for key, value in tags.items():
+            _patiently(lambda: self.client.set_registered_model_tag(self.name, key, value))  # noqa: B023
+
+
+def connect(name: str) -> Registry:
+    """The registry of the configured tracking store.
+
+    Raises:
+        ConfigError: MLflow is missing or its store does not answer.
+    """
+    return Registry(tracking.connect(), name)
+
+
+def _version(item: Any) -> Version:
+    return Version(int(item.version), str(item.source), str(item.run_id or ""), dict(item.tags))
+
+
+def _patiently(action: Callable[[], _T]) -> _T:
+    """Do it, again while the store is busy: SQLite locks, and two writers that wanted the same version number."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action()
+        except Exception as error:
+            if attempt == _ATTEMPTS - 1 or _code(error) not in _BUSY:
+                raise
+            logger.debug("registry: busy, attempt %d", attempt + 1)
+            time.sleep(0.1 * 2**attempt * (1 + random.random()))
+    raise AssertionError("unreachable")
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "error_code", ""))
