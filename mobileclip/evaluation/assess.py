@@ -188,7 +188,7 @@ def _slice_scopes(slices: list[str | None], slice_field: str) -> list[Scope]:
         name = f"slice/{re.sub(r'[^A-Za-z0-9_.-]+', '-', value)}"
         if name in scopes:
             raise DataError(
-                f"evaluate.slice_field: got '{slice_field}', its values '{scopes[name].value}' and '{value}' would share "
+                f"evaluate.slice_field: got '{slice_field}', its values '{scopes[name].value}' and '{value}' share "
                 f"the metric name '{name}', want values that differ in letters or digits."
             )
         scopes[name] = Scope(name, value, rows)

@@ -1,4 +1,4 @@
-"""What the report shows beside numbers: retrieval examples, replayed views and captions, all drawn by seed, not chosen."""
+"""What the report shows beside numbers: retrieval examples, replayed views and captions, drawn by seed."""
 
 import base64
 import io

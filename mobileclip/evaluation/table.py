@@ -1,4 +1,4 @@
-"""The per-sample table: what each model did on each sample, so that later models can be compared on the same samples."""
+"""The per-sample table: what each model did on each sample, so that later models can be compared with these."""
 
 import json
 from typing import Any
