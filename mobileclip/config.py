@@ -351,12 +351,26 @@ class Gate(Section):
     """Metric of evaluate's metrics.json that decides."""
     minimum: float = 0.0
     """Smallest value of the metric."""
+    minimums: dict[str, float] = {}
+    """Smallest values of further metrics, by name (evaluate's; export's below `export/`)."""
+    maximums: dict[str, float] = {}
+    """Largest values, by name: budgets of latency and size (times of evaluate and export below `timings/`)."""
     beat_control: bool = False
     """Demand that the paired interval of student minus control lies above zero."""
-    max_regression: NonNegativeFloat = 0.0
+    max_regression: NonNegativeFloat = 0.02
     """Largest allowed loss of the metric against the champion."""
+    regression_rule: Literal["non_inferior", "not_worse", "point", "ignore"] = "non_inferior"
+    """`non_inferior`: the paired interval shows that no more is lost; `not_worse`: it does not show that more is lost;
+    `point`: the bare difference; `ignore`: no comparison with the champion."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the paired interval against the champion."""
     require_export_proof: bool = True
     """Demand that every exported program met its budget."""
+    lineage: Literal["files", "records", "ignore"] = "records"
+    """Digests that must agree from the student back to the data: `records` of all stages with their models and
+    programs, `files` = every shard and column as well."""
+    commercial_use: bool = False
+    """Refuse a lineage with research-only, non-commercial or unknown licenses."""
     allowed_licenses: list[str] = []
     """Licenses the lineage may contain; empty = any."""
 
@@ -366,6 +380,8 @@ class Promote(Section):
 
     model_name: Name = "mobileclip-student"
     """Name in the model registry."""
+    why: str = ""
+    """Reason of the promotion, kept in its history."""
     gate: Gate = Gate()
     """The demands."""
 

@@ -102,7 +102,7 @@ def append(registry: Registry, base: Log, event: Mapping[str, Any]) -> tuple[Ent
         The event as it stands in the log, and the log as it is now.
     """
     nonce = uuid.uuid4().hex  # finds our event again where the store's answer to the write got lost
-    whole = {
+    whole: dict[str, Any] = {
         **event,
         "previous": base.champion,
         "head": base.head,
@@ -113,7 +113,7 @@ def append(registry: Registry, base: Log, event: Mapping[str, Any]) -> tuple[Ent
     }
     ledger = _ledger(registry)
     ledger.ensure(f"Promotion history of {registry.name}: one version per event; never edit or delete one.")
-    tags = {name: str(whole[name]) for name in ("kind", "version", "by", "why") if name in whole}
+    tags: dict[str, str] = {name: str(whole[name]) for name in ("kind", "version", "by", "why") if name in whole}
     tags[_EVENT_TAG] = json.dumps(whole, sort_keys=True)
     ledger.create(f"models:/{registry.name}/{whole['version']}", tags)
     log = read(registry)

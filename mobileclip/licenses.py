@@ -1,0 +1,84 @@
+"""What licenses allow, and which one binds a thing made from many: the most restrictive, with its reason.
+
+A classification for an engineer's gate, not legal advice. A name that is not in the table is `unknown`: it is never
+taken for permission.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Terms(IntEnum):
+    """Classes of licenses, from the freest to the most restrictive."""
+
+    PERMISSIVE = 0
+    """Use, change and sell; at most a notice."""
+    SHARE_ALIKE = 1
+    """Selling is allowed; what is made from it may have to carry the same license."""
+    UNKNOWN = 2
+    """Nothing is known, so nothing is granted."""
+    RESEARCH_ONLY = 3
+    """No commercial use, or no derivatives."""
+
+    @property
+    def label(self) -> str:
+        """As it is printed."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One licensed thing that went into a model.
+
+    Attributes:
+        stage: Where it came in.
+        what: The thing: a data source, a column, a model.
+        license: Its license as recorded.
+    """
+
+    stage: str
+    what: str
+    license: str
+
+    @property
+    def terms(self) -> Terms:
+        """The class of its license."""
+        return classify(self.license)
+
+
+_RESEARCH_ONLY = re.compile(r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research|academic|(^|-)nd(-|$)|amlr|apple-ascl")
+_PERMISSIVE = re.compile(
+    r"apache|mit(-0)?$|0?bsd|isc$|cc0|cc-by-\d|cc-pddc|unlicense|zlib|pddl|odc-by|ofl|cdla-permissive|"
+    r"public[- ]domain|psf|python-2|wtfpl|unicode|hpnd|libpng"
+)
+_SHARE_ALIKE = re.compile(r"cc-by-sa|l?gpl|agpl|mpl|epl|odbl|gfdl|cdla-sharing|eupl")
+
+
+def classify(license: str) -> Terms:
+    """Terms of an SPDX identifier, an SPDX expression (`AND`: the strictest, `OR`: the freest) or a known name."""
+    text = license.strip().strip("()").lower()
+    for word, choose in ((" and ", max), (" or ", min)):
+        if word in text:
+            return choose(classify(part) for part in text.split(word))
+    name = text.split(" with ")[0].replace(" ", "-")
+    if _RESEARCH_ONLY.search(name):
+        return Terms.RESEARCH_ONLY
+    if _SHARE_ALIKE.match(name):
+        return Terms.SHARE_ALIKE
+    return Terms.PERMISSIVE if _PERMISSIVE.match(name) else Terms.UNKNOWN
+
+
+def binding(uses: Iterable[Use]) -> tuple[Terms, list[Use]]:
+    """The most restrictive terms of all, and the things that cause them; `unknown` where nothing is recorded."""
+    found = list(uses)
+    if not found:
+        return Terms.UNKNOWN, []
+    strictest = max(use.terms for use in found)
+    return strictest, [use for use in found if use.terms == strictest]
+
+
+def not_commercial(uses: Iterable[Use]) -> list[Use]:
+    """The things that forbid commercial use, or do not show that they allow it."""
+    return [use for use in uses if use.terms in {Terms.UNKNOWN, Terms.RESEARCH_ONLY}]

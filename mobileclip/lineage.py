@@ -1,0 +1,300 @@
+"""From a file back to where it came from: every stage, its inputs by digest, and the licenses along the way.
+
+Each stage leaves a `record.json` with the digests of its code, config, inputs and files. An input's digest is the
+digest of the record of the stage that made it, so records form a chain that holds no path and moves with its folders:
+`trace` finds the next record by its digest among the neighboring folders, and computes every digest anew.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mobileclip import entry, manifest, storage
+from mobileclip.errors import DataError, MobileClipError
+from mobileclip.licenses import Terms, Use, binding
+
+logger = logging.getLogger(__name__)
+
+_CARD = "model.json"
+_MAX_DEPTH = 6  # folders between a file and its stage's record
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of the chain.
+
+    Attributes:
+        stage: Its name.
+        uri: Where its outputs lie.
+        digest: sha256 of its record.
+        record: The record.
+        checked: Digests that were computed anew and agree.
+        absent: Files that are named but not at hand (a copy of the record alone).
+        problems: One sentence per digest that disagrees.
+        uses: Licensed things that came in here.
+    """
+
+    stage: str
+    uri: str
+    digest: str
+    record: dict[str, Any]
+    checked: int = 0
+    absent: int = 0
+    problems: list[str] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The chain behind a file.
+
+    Attributes:
+        target: What was asked for.
+        nodes: The stage that made it first, then the stages behind it.
+        outside: Inputs without a record (raw data, pretrained weights): (stage, name, digest, uri or empty).
+        lost: Inputs that an earlier stage must have made but that were not found: (stage, name, digest).
+    """
+
+    target: str
+    nodes: list[Node]
+    outside: list[tuple[str, str, str, str]]
+    lost: list[tuple[str, str, str]]
+
+    @property
+    def uses(self) -> list[Use]:
+        """Every licensed thing of the chain, each once, the oldest first."""
+        return list(dict.fromkeys(use for node in reversed(self.nodes) for use in node.uses))
+
+    @property
+    def terms(self) -> Terms:
+        """What the strictest license of the chain allows."""
+        return binding(self.uses)[0]
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that disagrees or is lost."""
+        lost = [f"{stage}: input '{name}' ({digest[:12]}) was not found" for stage, name, digest in self.lost]
+        return [f"{node.stage}: {problem}" for node in self.nodes for problem in node.problems] + lost
+
+
+def trace(target: str, *, roots: Sequence[str] = (), files: bool = True) -> Trace:
+    """Follow a file, a stage folder or a registered model (`models:/NAME@champion`) back to the data.
+
+    Args:
+        target: Local path, `s3://` URI or `models:/` URI.
+        roots: Further folders in whose subfolders earlier stages may lie, or raw inputs themselves.
+        files: Hash shards and columns anew as well, not only records, models and programs.
+
+    Raises:
+        DataError: No record is found at or above the target.
+    """
+    if target.startswith("models:/"):
+        return _trace_registered(target, roots, files=files)
+    folder = _record_folder(target)
+    neighbors = _index([storage.join(folder, ".."), *roots])
+    start = hashlib.sha256(storage.read_bytes(storage.join(folder, entry.RECORD))).hexdigest()
+    found = _follow(target, {**neighbors, start: folder}, start, roots, files=files)
+    own = storage.relative(target, folder)
+    if own not in {".", ""} and not any(name == own or name.startswith(f"{own}/") for name in _names(found.nodes[0])):
+        found.nodes[0].problems.append(f"'{own}' is not in the record")
+    return found
+
+
+def as_dict(found: Trace) -> dict[str, Any]:
+    """A trace as JSON: stages, digests, licenses; without the places it was found at."""
+    return {
+        "stages": [
+            {"stage": node.stage, "record": node.digest, **{k: node.record[k] for k in ("version", "code", "config")}}
+            | {"inputs": node.record["inputs"], "files": len(node.record["files"])}
+            for node in found.nodes
+        ],
+        "outside": [{"stage": s, "input": n, "digest": d} for s, n, d, _ in found.outside],
+        "licenses": [
+            {"stage": u.stage, "what": u.what, "license": u.license, "terms": u.terms.label} for u in found.uses
+        ],
+        "terms": found.terms.label,
+        "reasons": [f"{u.what}: {u.license}" for u in binding(found.uses)[1]],
+        "problems": found.problems,
+    }
+
+
+def copy_records(found: Trace, folder: Path) -> None:
+    """Copy every record with its config, metrics, manifest and model cards, so that the chain outlives its folders."""
+    for node in found.nodes:
+        names = {entry.RECORD, "config.json", "metrics.json", manifest.FILE_NAME}
+        names |= {name for name in node.record["files"] if name.rpartition("/")[2] == _CARD}
+        for name in sorted(names):
+            uri = storage.join(node.uri, name)
+            if storage.exists(uri):
+                storage.write_bytes(folder / f"{node.stage}-{node.digest[:12]}" / name, storage.read_bytes(uri))
+
+
+def _trace_registered(target: str, roots: Sequence[str], *, files: bool) -> Trace:
+    from mobileclip import registry, student_model
+
+    name, _, reference = target.removeprefix("models:/").replace("@", "/").partition("/")
+    version = registry.connect(name).version(reference or registry.CHAMPION)
+    copies = student_model.download_evidence(name, version.number) / "records"
+    neighbors = _index([str(copies), *roots])
+    start = version.tags.get("record.student", "")
+    if start not in neighbors:
+        raise DataError(f"trace: version {version.number} of '{name}' holds no record of its student.")
+    return _follow(target, neighbors, start, roots, files=files)
+
+
+def _follow(target: str, index: Mapping[str, str], start: str, roots: Sequence[str], *, files: bool) -> Trace:
+    found = Trace(target, [], [], [])
+    hashed: dict[str, bool] = {}
+    waiting, seen = [start], set[str]()
+    while waiting:
+        digest = waiting.pop(0)
+        if digest in seen:
+            continue
+        seen.add(digest)
+        node = _node(index[digest], digest, hashed, files=files)
+        found.nodes.append(node)
+        external = _external(node.stage)
+        for name, wanted in node.record["inputs"].items():
+            made_by = wanted if wanted in index else _part_of(wanted, index)
+            if made_by:
+                waiting.append(made_by)
+            elif name in external:
+                found.outside.append((node.stage, name, wanted, _raw_folder(wanted, roots)))
+            else:
+                found.lost.append((node.stage, name, wanted))
+    return found
+
+
+def _node(uri: str, digest: str, hashed: dict[str, bool], *, files: bool) -> Node:
+    record = json.loads(storage.read_bytes(storage.join(uri, entry.RECORD), sha256=digest))
+    node = Node(record["stage"], uri, digest, record)
+    counts = {"checked": 1, "absent": 0}
+    is_copy = Path(uri).parent.name == "records"
+    for name, sha256 in record["files"].items():
+        _check(node, counts, storage.join(uri, name), sha256, hashed, optional=is_copy)
+    config = storage.join(uri, "config.json")
+    if storage.exists(config):
+        text = json.dumps(json.loads(storage.read_bytes(config)), sort_keys=True)
+        if hashlib.sha256(text.encode()).hexdigest() != record["config"]:
+            node.problems.append("config.json is not the config of the record")
+        counts["checked"] += 1
+    if manifest.FILE_NAME in record["files"] and storage.exists(storage.join(uri, manifest.FILE_NAME)):
+        listed = manifest.read(uri)
+        node.uses.extend(_data_uses(node.stage, listed))
+        if files and not is_copy:
+            for path, sha256 in _listed_files(listed):
+                _check(node, counts, storage.join(uri, path), sha256, hashed, optional=False)
+    node.uses.extend(_model_uses(node))
+    return Node(node.stage, uri, digest, record, counts["checked"], counts["absent"], node.problems, node.uses)
+
+
+def _check(
+    node: Node, counts: dict[str, int], uri: str, sha256: str, hashed: dict[str, bool], *, optional: bool
+) -> None:
+    key = f"{uri} {sha256}"
+    if key not in hashed:
+        if not storage.exists(uri):
+            if optional:
+                counts["absent"] += 1
+            else:
+                node.problems.append(f"'{storage.relative(uri, node.uri)}' is missing")
+            return
+        local = storage.local_copy(uri) if not storage.is_s3(uri) else None
+        got = storage.digest_file(local) if local else hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+        hashed[key] = got == sha256
+    if hashed[key]:
+        counts["checked"] += 1
+    else:
+        node.problems.append(f"'{storage.relative(uri, node.uri)}' has another sha256 than recorded")
+
+
+def _listed_files(listed: manifest.Manifest) -> Iterable[tuple[str, str]]:
+    yield from ((shard.path, shard.sha256) for shard in listed.shards)
+    yield from ((part.path, part.sha256) for column in listed.columns for part in column.parts.values())
+
+
+def _data_uses(stage: str, listed: manifest.Manifest) -> list[Use]:
+    sources = [Use("data", f"{source.name} ({source.samples} samples)", source.license) for source in listed.sources]
+    columns = [
+        Use(stage, f"column {column.name}{_model_of(column)}", column.license)
+        for column in listed.columns
+        if column.kind in {"caption", "embedding"}  # views and selections are computed, nobody owns them
+    ]
+    return sources + columns
+
+
+def _model_of(column: manifest.Column) -> str:
+    model = column.spec.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    return f" by {name}" if isinstance(name, str) and name else ""
+
+
+def _model_uses(node: Node) -> list[Use]:
+    cards = [name for name in node.record["files"] if name.rpartition("/")[2] == _CARD]
+    found = []
+    for name in sorted(cards):
+        uri = storage.join(node.uri, name)
+        if storage.exists(uri):
+            card = json.loads(storage.read_bytes(uri))
+            model = name.rpartition("/")[0] or "model"
+            found.append(Use(node.stage, f"weights of {model}", str(card.get("license", "unknown"))))
+    return found
+
+
+def _record_folder(target: str) -> str:
+    """The stage folder at or above a path."""
+    folder = storage.join(target)
+    for _ in range(_MAX_DEPTH):
+        if storage.exists(storage.join(folder, entry.RECORD)):
+            return folder
+        folder = storage.join(folder, "..")
+    raise DataError(f"trace: no {entry.RECORD} at or above '{target}', want something a stage wrote.")
+
+
+def _index(roots: Sequence[str]) -> dict[str, str]:
+    """Folder by digest of its record, for the roots and the folders right below; the last root wins (live files)."""
+    found: dict[str, str] = {}
+    for root in roots:
+        for folder in [root, *(storage.join(root, name) for name in storage.list_names(root))]:
+            uri = storage.join(folder, entry.RECORD)
+            if storage.exists(uri):
+                found[hashlib.sha256(storage.read_bytes(uri)).hexdigest()] = storage.join(folder)
+    return found
+
+
+def _part_of(digest: str, index: Mapping[str, str]) -> str:
+    """The record above a subfolder with this digest: a stage may be given `distill/student` instead of `distill`."""
+    for record, folder in index.items():
+        for name in storage.list_names(folder):
+            part = storage.join(folder, name)
+            if not storage.is_s3(part) and Path(part).is_dir() and entry.input_digest(part) == digest:
+                return record
+    return ""
+
+
+def _raw_folder(digest: str, roots: Sequence[str]) -> str:
+    """The root that holds exactly these raw files; empty where none does."""
+    for root in roots:
+        try:
+            if entry.input_digest(root) == digest:
+                return root
+        except MobileClipError:
+            continue
+    return ""
+
+
+def _external(stage: str) -> tuple[str, ...]:
+    from mobileclip.chain import step
+
+    return step(stage).external
+
+
+def _names(node: Node) -> list[str]:
+    listed = [*node.record["files"], entry.RECORD]
+    if storage.exists(storage.join(node.uri, manifest.FILE_NAME)):
+        listed += [path for path, _ in _listed_files(manifest.read(node.uri))]
+    return listed
