@@ -42,7 +42,7 @@ class Evidence:
         metrics: Numbers by name: evaluate's as they are, export's below `export/`, times below `timings/`.
         results: `results.json` of evaluate.
         samples: Its per-sample table.
-        proof: `proof.json` of export.
+        contract: `contract.json` of export, with every program's error and budget.
         students: Digest of the student that each folder is about, by folder.
         problems: What the lineage does not prove.
         uses: Licensed things in the lineage.
@@ -51,7 +51,7 @@ class Evidence:
     metrics: Mapping[str, float]
     results: Mapping[str, Any] = field(default_factory=dict)
     samples: comparison.Rows = ()
-    proof: Mapping[str, Any] = field(default_factory=dict)
+    contract: Mapping[str, Any] = field(default_factory=dict)
     students: Mapping[str, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
     uses: Sequence[Use] = ()
@@ -165,12 +165,16 @@ def _against(gate: Gate, evidence: Evidence, champion: Champion, name: str, want
 
 def _export_proof(evidence: Evidence) -> Verdict:
     want = "every program within its error budget"
-    programs = evidence.proof.get("programs", [])
+    programs = evidence.contract.get("programs", [])
     if not programs:
         return Verdict("export proof", "absent", want, False, "There is no proof of an exported program.")
-    failed = [str(p.get("name", "?")) for p in programs if not p.get("passed")]
-    reason = f"Over budget: {', '.join(failed)}." if failed else f"All {len(programs)} programs are within budget."
-    return Verdict("export proof", f"{len(programs) - len(failed)} of {len(programs)}", want, not failed, reason)
+    over = [f"{p['path']} ({p['figures']['error']:g} > {p['budget']:g})" for p in programs if not _proved(p)]
+    reason = f"Over budget: {', '.join(over)}." if over else f"All {len(programs)} programs are within budget."
+    return Verdict("export proof", f"{len(programs) - len(over)} of {len(programs)}", want, not over, reason)
+
+
+def _proved(program: Mapping[str, Any]) -> bool:
+    return bool(program["figures"]["error"] <= program["budget"])  # false for NaN
 
 
 def _lineage(depth: str, evidence: Evidence) -> Verdict:

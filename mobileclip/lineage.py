@@ -222,7 +222,7 @@ def _data_uses(stage: str, listed: manifest.Manifest) -> list[Use]:
     columns = [
         Use(stage, f"column {column.name}{_model_of(column)}", column.license)
         for column in listed.columns
-        if column.kind in {"caption", "embedding"}  # views and selections are computed, nobody owns them
+        if column.kind in {"caption", "embedding"} or column.license != "unknown"  # nobody owns computed views
     ]
     return sources + columns
 

@@ -21,6 +21,7 @@ _REQUIREMENTS = (
     "torchvision",
     "transformers",
 )
+_CHECKPOINT = ("open_clip_config.json", "open_clip_model.safetensors", "model.json")
 _PACKAGE = Path(__file__).parent
 
 
@@ -71,7 +72,7 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
         root = Path(folder)
         shutil.copy(_PACKAGE / "student_pyfunc.py", root / "student_pyfunc.py")
         shutil.copy(_PACKAGE / "models" / "architectures.py", root / "mobileclip_architectures.py")
-        shutil.copytree(student, root / "student")
+        _copy_checkpoint(student, root / "student")
         shutil.copytree(evidence, root / "evidence")
         mlflow.pyfunc.save_model(
             str(target),
@@ -83,6 +84,15 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             mlflow_model=described,
         )
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    """Weights, configuration and tokenizer; a training checkpoint that lies beside them stays where it is."""
+    target.mkdir()
+    for name in _CHECKPOINT:
+        shutil.copy(source / name, target / name)
+    if (source / "text").is_dir():
+        shutil.copytree(source / "text", target / "text")
 
 
 def _signature(mlflow: Any) -> Any:
