@@ -196,7 +196,7 @@ def _level_cell(metric: str, value: float | None, label: str) -> Markup:
 
 def _curve_title(key: str) -> tuple[str, bool]:
     if not key.startswith("validation/"):
-        return {"loss": "Training loss, whole"}.get(key, f"Training loss, {key.split('/', maxsplit=1)[1]} term"), False
+        return "Training loss, whole" if key == "loss" else f"Training loss, {key.rpartition('/')[2]} term", False
     parts = key.split("/")[1:]
     side = SIDES.get(parts[0], parts[0])
     measure = f"recall at {parts[-1][1:]}" if parts[-1][1:].isdigit() else " ".join(parts[1:])
