@@ -192,8 +192,20 @@ class Caption(Section):
     """The stage fails when more captions than this are empty or loop."""
     splits: list[Split] = ["train"]
     """Splits to caption."""
+    score_samples: NonNegativeInt = 1000
+    """Images whose captions get a CLIP score in the quality report; 0 = none."""
+    score_model: str = ""
+    """CLIP that scores them, `hf-hub:...` or `local-dir:...`; empty = the captioner's own contrastive towers."""
     seed: NonNegativeInt = 0
     """Seed of the sampling, together with uid and caption index."""
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> "Caption":
+        if max(self.min_tokens, 1) >= self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, want less than max_tokens ({self.max_tokens})")
+        if self.method == "greedy" and self.num_captions > 1:
+            raise ValueError(f"num_captions is {self.num_captions}, want 1: greedy captions of one image are all equal")
+        return self
 
 
 class Views(Section):
@@ -328,11 +340,13 @@ class Evaluate(Section):
 class Export(Section):
     """Write the student's towers for the phone runtimes, with proof."""
 
-    formats: list[Literal["onnx"]] = ["onnx"]
+    formats: Annotated[list[Literal["onnx"]], Field(min_length=1)] = ["onnx"]
     """Program formats."""
-    precisions: list[Literal["float32", "float16", "int8"]] = ["float32"]
+    precisions: Annotated[list[Literal["float32", "float16", "int8"]], Field(min_length=1)] = ["float32"]
     """Precisions of each program; int8 is dynamic quantization of the text tower's matrix products."""
-    samples: PositiveInt = 64
+    split: Split = "test"
+    """Split whose samples prove the programs."""
+    samples: Annotated[int, Field(ge=2)] = 64
     """Evaluation samples on which every program is executed and compared."""
     max_error_float32: PositiveFloat = 1e-4
     """Largest error relative to the centered embeddings of a float32 program."""
@@ -340,8 +354,10 @@ class Export(Section):
     """The same for float16."""
     max_error_int8: PositiveFloat = 0.25
     """The same for int8."""
-    opset: Annotated[int, Field(ge=20)] = 20
+    opset: Annotated[int, Field(ge=20, le=23)] = 20
     """ONNX operator set; below 20 GELU is not fused."""
+    latency_runs: NonNegativeInt = 20
+    """Measured turns of each program and of PyTorch at 1 and 2 threads; 0 = not measured."""
 
 
 class Gate(Section):

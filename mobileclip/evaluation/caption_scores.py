@@ -7,6 +7,7 @@ it is written here from its definition and tested against the COCO caption evalu
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import sacrebleu
 
@@ -53,7 +54,7 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
         references: Human captions per image, at least one; their number may differ.
     """
     plain = [" ".join(words(text)) for text in captions]
-    streams = [
+    streams: Any = [  # sacrebleu takes None for a missing reference, though its types do not say so
         [" ".join(words(row[place])) if place < len(row) else None for row in references]
         for place in range(max(len(row) for row in references))
     ]

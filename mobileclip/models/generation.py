@@ -71,10 +71,8 @@ def check(clip: Clip, sampling: Sampling) -> None:
     longest = min(model.text.context_length, model.context_length)
     if sampling.max_tokens > longest:
         raise ConfigError(f"max_tokens: got {sampling.max_tokens}, '{clip.name}' takes at most {longest}.")
-    if not 2 <= sampling.min_tokens + 1 <= sampling.max_tokens:
-        raise ConfigError(
-            f"min_tokens: got {sampling.min_tokens}, want at least 1 and less than max_tokens ({sampling.max_tokens})."
-        )
+    if max(sampling.min_tokens, 1) >= sampling.max_tokens:
+        raise ConfigError(f"min_tokens: got {sampling.min_tokens}, want less than max_tokens ({sampling.max_tokens}).")
 
 
 def write_captions(
