@@ -7,8 +7,8 @@ from mobileclip.evaluation.markup import Markup, element, join
 
 Points = list[tuple[float, float]]
 
-_WIDTH, _HEIGHT = 340, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 30
+_WIDTH, _HEIGHT = 340, 222
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 42
 
 
 def line_chart(curves: Mapping[str, Points], *, title: str, x_label: str, percent: bool = False) -> Markup:
@@ -46,8 +46,9 @@ def line_chart(curves: Mapping[str, Points], *, title: str, x_label: str, percen
                     class_=f"point {name}",
                 )
             )
+    parts.append(element("text", x_label, x=_WIDTH - _RIGHT, y=_HEIGHT - 2, text_anchor="end"))
     svg = element("svg", parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title, class_="chart")
-    return element("figure", element("figcaption", element("b", title), f" by {x_label}"), svg)
+    return element("figure", element("figcaption", element("b", title)), svg)
 
 
 def interval_chart(rows: Sequence[tuple[str, Mapping[str, tuple[float, float, float]], Mapping[str, float]]]) -> Markup:
@@ -142,6 +143,6 @@ def _x_tick(value: float, across: float) -> Markup:
 
 def _heat_cell(count: int, total: int, title: str, diagonal: bool) -> Markup:
     share = count / total if total else 0.0
-    names = ["strong" if share > 0.55 else "", "own" if diagonal else ""]
+    names = ["strong" if share > 0.65 else "", "own" if diagonal else ""]
     classes = " ".join(name for name in names if name) or None
     return element("td", f"{100 * share:.0f}" if count else "", style=f"--v:{share:.3f}", class_=classes, title=title)

@@ -4,7 +4,7 @@ from typing import Any
 
 from mobileclip.evaluation.charts import heatmap, percent_text
 from mobileclip.evaluation.markup import Markup, element, join
-from mobileclip.evaluation.report_text import NAMES, range_text
+from mobileclip.evaluation.report_text import NAMES, SHORT_NAMES, range_text
 from mobileclip.evaluation.scores import STUDENT
 
 _MATRIX_CLASSES = 16
@@ -31,10 +31,12 @@ def _task(field: str, task: dict[str, Any]) -> Markup:
         maps = [heatmap(classes, models[name]["confusion"], title=label) for name, label in names.items()]
         note = "Rows are true classes, columns predictions by number, in percent of the row; framed cells are right."
         matrices = join(element("p", note, class_="note"), element("div", maps, class_="pair"))
-        table = element("details", element("summary", "Recall per class"), _class_table(task, classes, names))
+        table = element(
+            "details", element("summary", "Recall per class"), _class_table(task, classes, names, ranges=True)
+        )
         return join(head, element("div", matrices, table, class_="panel"))
     ordered = sorted(classes, key=lambda c: (-models[STUDENT]["per_class"][c]["value"], c))
-    shown = [*ordered[:_LISTED], *ordered[-_LISTED:]] if len(ordered) > 2 * _LISTED else ordered
+    shown = [*ordered[:_LISTED], *ordered[-_LISTED:]]
     tables = element(
         "div",
         element("figure", element("figcaption", element("b", "Best and worst classes of the student")),
@@ -46,14 +48,17 @@ def _task(field: str, task: dict[str, Any]) -> Markup:
     return join(head, element("div", tables, class_="panel"))
 
 
-def _class_table(task: dict[str, Any], shown: list[str], names: dict[str, str]) -> Markup:
-    heads = [element("th", label, class_="num") for label in ("Pictures", *names.values())]
+def _class_table(task: dict[str, Any], shown: list[str], names: dict[str, str], *, ranges: bool = False) -> Markup:
+    heads = [element("th", label, class_="num") for label in ("Pictures", *(SHORT_NAMES[n] for n in names))]
     body = []
     for name in shown:
         rows = {model: task["models"][model]["per_class"][name] for model in names}
         cells = [
             element(
-                "td", percent_text(row["value"]), element("span", range_text("", row), class_="range"), class_="num"
+                "td",
+                percent_text(row["value"]),
+                element("span", range_text("", row), class_="range") if ranges else None,
+                class_="num",
             )
             for row in rows.values()
         ]

@@ -72,8 +72,8 @@ def method_section(results: dict[str, Any], config: dict[str, Any]) -> Markup:
         "Retrieval": "A picture is right at k when any of its captions is among the first k texts; each caption is a "
         "query of its own. Captions equal up to case and spacing are one text, and every picture that carries it is "
         "a right answer. A slice searches among its own pictures and captions.",
-        "Zero-shot": "A class embedding is the renormalized mean of its prompts' embeddings. A slice keeps all classes; "
-        "calibration error has 15 equal-width bins.",
+        "Zero-shot": "A class embedding is the renormalized mean of its prompts' embeddings. A slice keeps all "
+        "classes; calibration error has 15 equal-width bins.",
         "Ties": "A wrong answer with the same score counts before the right one, so a collapsed model scores zero.",
         "Chance and majority": "Chance is a random order. Majority never looks at the query: most frequent classes, "
         "or the captions and pictures with most matches, first.",

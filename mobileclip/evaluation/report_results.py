@@ -6,6 +6,7 @@ from mobileclip.evaluation.charts import interval_chart, legend, line_chart, per
 from mobileclip.evaluation.markup import Markup, element, join
 from mobileclip.evaluation.report_text import (
     NAMES,
+    SHORT_NAMES,
     SIDES,
     delta_range_text,
     delta_text,
@@ -86,7 +87,7 @@ def score_table(metrics: dict[str, Any], names: dict[str, str], headline: str) -
     if paired:
         columns += ["Difference", "Verdict"]
     columns += ["Chance", "Majority"]
-    heads = [element("th", c, scope="col", class_="num" if c != "Verdict" else None) for c in columns]
+    heads = [element("th", c, scope="col", class_="num" if c != "Verdict" else "apart") for c in columns]
     body: list[Markup] = []
     last = ""
     for metric, row in metrics.items():
@@ -94,14 +95,14 @@ def score_table(metrics: dict[str, Any], names: dict[str, str], headline: str) -
         if task != last:
             body.append(element("tr", element("th", task, colspan=len(columns) + 1, scope="colgroup"), class_="task"))
             last = task
-        cells = [_value_cell(metric, row[name], label) for name, label in names.items()]
+        cells = [_value_cell(metric, row[name], SHORT_NAMES[name]) for name in names]
         if paired:
             cells += [_delta_cell(metric, row["delta"]), _verdict_cell(row["delta"]["verdict"])]
         cells += [_level_cell(metric, row["chance"], "Chance"), _level_cell(metric, row["majority"], "Majority")]
         name = element("th", measure, scope="row")
         body.append(element("tr", name, cells, class_="head" if metric == headline else None))
     head = element("thead", element("tr", element("th", "Metric", scope="col"), heads))
-    return element("table", head, element("tbody", body), class_="wide")
+    return element("table", head, element("tbody", body), class_="wide scores")
 
 
 def curves_section(history: list[dict[str, Any]]) -> Markup:
@@ -114,7 +115,8 @@ def curves_section(history: list[dict[str, Any]]) -> Markup:
             name: [(float(p["samples"]), float(p[key])) for p in history if p["model"] == name and key in p]
             for name in NAMES
         }
-        curves = {name: points for name, points in curves.items() if len(points) > 1}
+        # A term that a model does not have is logged as zero throughout.
+        curves = {name: points for name, points in curves.items() if len(points) > 1 and any(y for _, y in points)}
         if curves:
             title, percent = _curve_title(key)
             charts.append(line_chart(curves, title=title, x_label="samples seen", percent=percent))
@@ -187,7 +189,7 @@ def _delta_cell(metric: str, row: dict[str, Any]) -> Markup:
 
 def _verdict_cell(verdict: str) -> Markup:
     mark = element("span", verdict, class_=f"verdict {verdict.replace('no evidence', 'none')}")
-    return element("td", mark, data_label="Verdict")
+    return element("td", mark, class_="apart", data_label="Verdict")
 
 
 def _level_cell(metric: str, value: float | None, label: str) -> Markup:

@@ -2,7 +2,7 @@
 
 from mobileclip.evaluation.exhibits import Captions, Hit, Query, Sheet
 from mobileclip.evaluation.markup import Markup, element, join
-from mobileclip.evaluation.report_text import NAMES
+from mobileclip.evaluation.report_text import SHORT_NAMES
 
 
 def retrieval_section(text_queries: list[Query], picture_queries: list[Query]) -> Markup:
@@ -81,7 +81,7 @@ def _picture_card(query: Query) -> Markup:
 
 
 def _rank_line(query: Query, name: str) -> Markup:
-    return element("p", element("b", NAMES[name]), element("span", f"rank {query.ranks[name]:,}"))
+    return element("p", element("b", SHORT_NAMES[name]), element("span", f"rank {query.ranks[name]:,}"))
 
 
 def _picture_hit(hit: Hit) -> Markup:

@@ -6,6 +6,7 @@ from mobileclip.evaluation.charts import percent_text
 from mobileclip.evaluation.scores import CONTROL, STUDENT
 
 NAMES = {STUDENT: "Student", CONTROL: "Plain-CLIP control"}
+SHORT_NAMES = {STUDENT: "Student", CONTROL: "Control"}
 
 _MINUS = "−"
 SIDES = {"i2t": "image to text", "t2i": "text to image", "mean": "mean of both directions"}
@@ -48,7 +49,7 @@ def range_text(metric: str, row: dict[str, Any]) -> str:
 def delta_text(metric: str, value: float) -> str:
     """A signed difference: percentage points without a unit, or places."""
     text = f"{value:+,.0f}" if is_rank(metric) else f"{100 * value:+.1f}"
-    return text.replace("-", _MINUS)
+    return text.replace("-", _MINUS) if float(text.replace(",", "")) else text[1:]
 
 
 def delta_range_text(metric: str, row: dict[str, Any]) -> str:

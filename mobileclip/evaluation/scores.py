@@ -73,9 +73,8 @@ def retrieval_measures(ranks: Ranks, gallery: Gallery) -> dict[str, Measure]:
             statistics.median(ranked, owners), per_sample[:, None], chance_median_rank(answers, candidates),
             float(statistics.median(fixed)(np.ones((1, len(fixed))))[0]), higher_is_better=False,
         )  # fmt: skip
-    for k in CUTS:
-        found[f"retrieval/mean/r{k}"] = _mean(found[f"retrieval/i2t/r{k}"], found[f"retrieval/t2i/r{k}"])
-    return found
+    mean = {f"retrieval/mean/r{k}": _mean(found[f"retrieval/i2t/r{k}"], found[f"retrieval/t2i/r{k}"]) for k in CUTS}
+    return {**mean, **found}
 
 
 def zero_shot_measures(
