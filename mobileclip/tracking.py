@@ -13,7 +13,6 @@ dies later costs a warning.
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mobileclip import provenance, storage
+from mobileclip import provenance, run_inputs
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.report import LogTracker, Tracker
 from mobileclip.run_tracker import RunTracker, closing, first_line
@@ -33,9 +32,6 @@ logger = logging.getLogger(__name__)
 PARENT_RUN = "MOBILECLIP_PARENT_RUN_ID"
 PARENT_KEY = "MOBILECLIP_PARENT_KEY"
 _KEY_TAG = "mobileclip.parent_key"
-_MAX_PARAM_CHARS = 6000  # MLflow's own limits
-_MAX_PARAMS = 100
-_DIGEST_CHARS = 32
 
 _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -47,8 +43,15 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-_CHATTY = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "mlflow.pyfunc")
+_CHATTY = (
+    "alembic",
+    "mlflow.store.db.utils",
+    "mlflow.system_metrics.system_metrics_monitor",
+    "mlflow.pyfunc",
+    "mlflow.utils.environment",
+)
 
 
 @contextlib.contextmanager
@@ -63,13 +66,13 @@ def stage_run(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) 
     Raises:
         ConfigError: MLflow is wanted but missing, wrongly named or out of reach.
     """
-    if not _enabled():
+    if not enabled():
         yield LogTracker()
         return
     client = connect()
     with one_sentence():
         run_id = _open_run(client, stage)
-        _describe(client, run_id, stage, config, inputs)
+        run_inputs.describe(client, load_mlflow().entities, run_id, stage=stage, config=config, inputs=inputs)
     tracker = RunTracker(client, run_id, metric=load_mlflow().entities.Metric)
     with closing(client, run_id, tracker), _system_metrics(run_id):
         yield tracker
@@ -84,7 +87,7 @@ def parent_run(name: str) -> Iterator[str]:
     Yields:
         The run id; empty where tracking is off.
     """
-    if not _enabled() or os.environ.get(PARENT_RUN):
+    if not enabled() or os.environ.get(PARENT_RUN):
         yield os.environ.get(PARENT_RUN, "")
         return
     client = connect()
@@ -106,7 +109,7 @@ def close_parent(*, status: str = "FINISHED") -> list[str]:
 
     A pipeline's exit handler calls it. Returns the ids of the children it set to KILLED.
     """
-    if not _enabled():
+    if not enabled():
         return []
     client = connect()
     parent = os.environ.get(PARENT_RUN) or _find_parent(client)
@@ -119,6 +122,26 @@ def close_parent(*, status: str = "FINISHED") -> list[str]:
         client.set_terminated(run_id, "KILLED")
     client.set_terminated(parent, status)
     return left
+
+
+def enabled() -> bool:
+    """Whether runs are logged: MLflow is installed, it is not turned off, and this is a job's first process.
+
+    Raises:
+        ConfigError: `MOBILECLIP_TRACKING` is neither on nor off, or a server is named but MLflow is missing.
+    """
+    mode = os.environ.get("MOBILECLIP_TRACKING", "on") or "on"
+    if mode not in {"on", "off"}:
+        raise ConfigError(f"MOBILECLIP_TRACKING: got '{mode}', want on or off.")
+    if mode == "off" or int(os.environ.get("RANK", "0") or 0) > 0:  # one process of a distributed job reports
+        return False
+    if importlib.util.find_spec("mlflow") is None:
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            raise ConfigError(
+                "tracking: MLFLOW_TRACKING_URI is set but MLflow is missing, install mobileclip-pipelines[tracking]."
+            )
+        return False
+    return True
 
 
 def connect() -> Any:
@@ -151,7 +174,7 @@ def load_mlflow() -> Any:
     except ModuleNotFoundError:
         raise ConfigError("tracking: MLflow is missing, install mobileclip-pipelines[tracking].") from None
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
 
@@ -172,21 +195,6 @@ def one_sentence() -> Iterator[None]:
             f"tracking: MLFLOW_TRACKING_URI is '{uri}' and MLflow says '{first_line(error)}', "
             "want a store that answers, or MOBILECLIP_TRACKING=off."
         ) from error
-
-
-def _enabled() -> bool:
-    mode = os.environ.get("MOBILECLIP_TRACKING", "on") or "on"
-    if mode not in {"on", "off"}:
-        raise ConfigError(f"MOBILECLIP_TRACKING: got '{mode}', want on or off.")
-    if mode == "off" or int(os.environ.get("RANK", "0") or 0) > 0:  # one process of a distributed job reports
-        return False
-    if importlib.util.find_spec("mlflow") is None:
-        if os.environ.get("MLFLOW_TRACKING_URI"):
-            raise ConfigError(
-                "tracking: MLFLOW_TRACKING_URI is set but MLflow is missing, install mobileclip-pipelines[tracking]."
-            )
-        return False
-    return True
 
 
 def _open_run(client: Any, stage: str) -> str:
@@ -244,36 +252,6 @@ def _find_parent(client: Any) -> str:
     runs = client.search_runs([experiment_id(client)], f"tags.`{_KEY_TAG}` = '{key}'", max_results=50)
     first = min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
     return str(first.info.run_id) if first else ""
-
-
-def _describe(client: Any, run_id: str, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    """Parameters and dataset inputs; a resumed run keeps the parameters it has (MLflow never changes one)."""
-    entities = load_mlflow().entities
-    known = client.get_run(run_id).data.params
-    flat = {k: v[:_MAX_PARAM_CHARS] for k, v in provenance.flatten(config, stage).items()}
-    changed = sorted(k for k, v in flat.items() if known.get(k, v) != v)
-    if changed:
-        logger.warning("tracking: run %s has other values of %s, they stay.", run_id, ", ".join(changed))
-    params = [entities.Param(k, v) for k, v in flat.items() if k not in known]
-    for start in range(0, len(params), _MAX_PARAMS):
-        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS], synchronous=True)
-    if inputs:
-        client.log_inputs(run_id, datasets=[_dataset(name, uri, stage) for name, uri in sorted(inputs.items())])
-
-
-def _dataset(name: str, uri: str, stage: str) -> Any:
-    from mobileclip.entry import input_digest  # entry opens tracking, so this cannot stand at the top
-
-    entities = load_mlflow().entities
-    try:
-        digest = input_digest(uri)
-    except MobileClipError:
-        digest = "unknown"
-    kind = "s3" if storage.is_s3(uri) else "local"
-    # MLflow's digest holds 36 characters; the whole one is a tag.
-    dataset = entities.Dataset(name, digest[:_DIGEST_CHARS], kind, json.dumps({"uri": uri}))
-    tags = {"mlflow.data.context": stage, "sha256": digest}
-    return entities.DatasetInput(dataset, [entities.InputTag(k, v) for k, v in tags.items()])
 
 
 @contextlib.contextmanager

@@ -9,14 +9,15 @@ from typing import Any
 
 from PIL import Image
 
-from mobileclip import evidence as evidences
-from mobileclip import gates, promotion, provenance, registry, storage, student_model
+from mobileclip import provenance, storage
 from mobileclip.config import Promote
-from mobileclip.evidence import Bundle, as_json
-from mobileclip.gates import Verdict
-from mobileclip.licenses import binding
-from mobileclip.promotion import Log
-from mobileclip.registry import CHALLENGER, Registry
+from mobileclip.lineage.licenses import binding
+from mobileclip.promotion import evidence as evidences
+from mobileclip.promotion import gates, log, registry, student_model
+from mobileclip.promotion.evidence import Bundle, as_json
+from mobileclip.promotion.gates import Verdict
+from mobileclip.promotion.log import Log
+from mobileclip.promotion.registry import CHALLENGER, Registry
 from mobileclip.report import Tracker
 
 
@@ -44,7 +45,7 @@ def run(
         ConfigError: The registry does not answer.
     """
     where = registry.connect(config.model_name)
-    base = promotion.read(where)  # before anything is decided: a change that comes in between makes this one void
+    base = log.read(where)  # before anything is decided: a change that comes in between makes this one void
     files = config.gate.lineage == "files"
     bundle = evidences.gather(student=student, evaluation=evaluation, programs=programs, files=files)
     champion = evidences.of_champion(config.model_name, base.champion)
@@ -87,19 +88,19 @@ def _decide(
     answer: dict[str, Any] = {"model": where.name, "version": number, "previous": base.champion}
     if failed or base.champion != number:
         event = {
-            "kind": promotion.REFUSED if failed else promotion.PROMOTED,
+            "kind": log.REFUSED if failed else log.PROMOTED,
             "version": number,
             "why": " ".join(verdict.reason for verdict in failed) or config.why or "All gates passed.",
             "evidence": bundle.digest,
             "student": bundle.card["sha256"],
         }
-        written, _ = promotion.append(where, base, event)
+        written, _ = log.append(where, base, event)
         answer |= {"event": written.sequence, "outcome": written.outcome}
-        if written.outcome == promotion.VOID:
+        if written.outcome == log.VOID:
             reason = "Another promotion came in between; this one was decided on a champion that is no longer there."
             verdicts = [*verdicts, Verdict("concurrency", f"event {written.sequence} void", "first", False, reason)]
             where.tag(number, _verdict_tags(verdicts))
-    answer["champion"] = promotion.settle(where)
+    answer["champion"] = log.settle(where)
     return verdicts, answer
 
 

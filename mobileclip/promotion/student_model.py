@@ -3,6 +3,7 @@
 import base64
 import shutil
 import tempfile
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ _REQUIREMENTS = (
     "transformers",
 )
 _CHECKPOINT = ("open_clip_config.json", "open_clip_model.safetensors", "model.json")
-_PACKAGE = Path(__file__).parent
+WEIGHTS = "student/open_clip_model.safetensors"
+_PACKAGE = Path(__file__).parent.parent
 
 
 def log(client: Any, name: str, *, student: Path, evidence: Path, run_id: str, example: bytes) -> str:
@@ -53,21 +55,22 @@ def log(client: Any, name: str, *, student: Path, evidence: Path, run_id: str, e
     return str(model.model_id)
 
 
-def download_evidence(name: str, number: int) -> Path:
-    """A local copy of the evidence folder that was stored with a registered version.
+def download(name: str, number: int, part: str) -> Path:
+    """A local copy of something that was stored with a registered version: `evidence`, `student`, or a file in them.
 
     Raises:
         ConfigError: The store does not give it.
     """
     with tracking.one_sentence():
         found = tracking.load_mlflow().artifacts.download_artifacts(
-            artifact_uri=f"models:/{name}/{number}/artifacts/evidence", tracking_uri=tracking.tracking_uri()
+            artifact_uri=f"models:/{name}/{number}/artifacts/{part}", tracking_uri=tracking.tracking_uri()
         )
     return Path(found)
 
 
 def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: bytes, described: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*type hint")  # the signature is given; hints would be a second one
         # Copies with plain names: MLflow writes the paths it is given into the model.
         root = Path(folder)
         shutil.copy(_PACKAGE / "student_pyfunc.py", root / "student_pyfunc.py")

@@ -50,7 +50,7 @@ class Registry:
 
         def create() -> Any:
             return self.client.create_model_version(
-                self.name, source, run_id=run_id or None, tags=dict(tags), model_id=model_id or None
+                self.name, source, run_id or None, dict(tags), model_id=model_id or None, await_creation_for=0
             )
 
         return int(_patiently(create).version)

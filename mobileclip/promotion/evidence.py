@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobileclip import comparison, entry, lineage, storage, student_model
+from mobileclip import entry, storage
 from mobileclip.errors import DataError
-from mobileclip.gates import Champion, Evidence, Verdict
-from mobileclip.lineage import Trace
-from mobileclip.model_card import model_card
+from mobileclip.lineage import trace as lineage
+from mobileclip.lineage import view
+from mobileclip.lineage.trace import Trace
+from mobileclip.promotion import comparison, student_model
+from mobileclip.promotion.gates import Champion, Evidence, Verdict
+from mobileclip.promotion.model_card import model_card
 
 _STUDENT = "student"
 _CARD, _CONFIG = "model.json", "open_clip_config.json"
@@ -100,7 +103,7 @@ def keep(bundle: Bundle, folder: Path, *, name: str, verdicts: Sequence[Verdict]
         contract=bundle.evidence.contract, verdicts=rows,
     )  # fmt: skip
     storage.write_bytes(folder / "model_card.md", text.encode())
-    storage.write_bytes(folder / "lineage.json", as_json(lineage.as_dict(bundle.trace)))
+    storage.write_bytes(folder / "lineage.json", as_json(view.as_dict(bundle.trace)))
     storage.write_bytes(folder / "verdicts.json", as_json(rows))
 
 
@@ -108,7 +111,7 @@ def of_champion(name: str, number: int) -> Champion | None:
     """The champion's evidence as it was kept with its version; none where the number is 0."""
     if not number:
         return None
-    folder = student_model.download_evidence(name, number) / "evaluation"
+    folder = student_model.download(name, number, "evidence") / "evaluation"
     return Champion(number, _numbers(str(folder), ""), comparison.read_rows((folder / "samples.jsonl").read_bytes()))
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mobileclip import entry, manifest, storage
+from mobileclip.chain import step
+from mobileclip.config import STAGES
 from mobileclip.errors import DataError, MobileClipError
-from mobileclip.licenses import Terms, Use, binding
+from mobileclip.lineage.licenses import Terms, Use, binding
 
 logger = logging.getLogger(__name__)
 
@@ -95,31 +97,13 @@ def trace(target: str, *, roots: Sequence[str] = (), files: bool = True) -> Trac
     if target.startswith("models:/"):
         return _trace_registered(target, roots, files=files)
     folder = _record_folder(target)
-    neighbors = _index([storage.join(folder, ".."), *roots])
+    neighbors = _index([storage.join(folder, "..", ".."), storage.join(folder, ".."), *roots])
     start = hashlib.sha256(storage.read_bytes(storage.join(folder, entry.RECORD))).hexdigest()
     found = _follow(target, {**neighbors, start: folder}, start, roots, files=files)
     own = storage.relative(target, folder)
     if own not in {".", ""} and not any(name == own or name.startswith(f"{own}/") for name in _names(found.nodes[0])):
         found.nodes[0].problems.append(f"'{own}' is not in the record")
     return found
-
-
-def as_dict(found: Trace) -> dict[str, Any]:
-    """A trace as JSON: stages, digests, licenses; without the places it was found at."""
-    return {
-        "stages": [
-            {"stage": node.stage, "record": node.digest, **{k: node.record[k] for k in ("version", "code", "config")}}
-            | {"inputs": node.record["inputs"], "files": len(node.record["files"])}
-            for node in found.nodes
-        ],
-        "outside": [{"stage": s, "input": n, "digest": d} for s, n, d, _ in found.outside],
-        "licenses": [
-            {"stage": u.stage, "what": u.what, "license": u.license, "terms": u.terms.label} for u in found.uses
-        ],
-        "terms": found.terms.label,
-        "reasons": [f"{u.what}: {u.license}" for u in binding(found.uses)[1]],
-        "problems": found.problems,
-    }
 
 
 def copy_records(found: Trace, folder: Path) -> None:
@@ -134,16 +118,20 @@ def copy_records(found: Trace, folder: Path) -> None:
 
 
 def _trace_registered(target: str, roots: Sequence[str], *, files: bool) -> Trace:
-    from mobileclip import registry, student_model
+    from mobileclip.promotion import registry, student_model
 
     name, _, reference = target.removeprefix("models:/").replace("@", "/").partition("/")
     version = registry.connect(name).version(reference or registry.CHAMPION)
-    copies = student_model.download_evidence(name, version.number) / "records"
+    copies = student_model.download(name, version.number, "evidence") / "records"
     neighbors = _index([str(copies), *roots])
     start = version.tags.get("record.student", "")
     if start not in neighbors:
         raise DataError(f"trace: version {version.number} of '{name}' holds no record of its student.")
-    return _follow(target, neighbors, start, roots, files=files)
+    found = _follow(target, neighbors, start, roots, files=files)
+    weights = storage.digest_file(student_model.download(name, version.number, student_model.WEIGHTS))
+    if weights not in found.nodes[0].record["files"].values():
+        found.nodes[0].problems.append(f"the weights in the registry ({weights[:12]}) are not those of the record")
+    return found
 
 
 def _follow(target: str, index: Mapping[str, str], start: str, roots: Sequence[str], *, files: bool) -> Trace:
@@ -157,7 +145,7 @@ def _follow(target: str, index: Mapping[str, str], start: str, roots: Sequence[s
         seen.add(digest)
         node = _node(index[digest], digest, hashed, files=files)
         found.nodes.append(node)
-        external = _external(node.stage)
+        external = step(node.stage).external
         for name, wanted in node.record["inputs"].items():
             made_by = wanted if wanted in index else _part_of(wanted, index)
             if made_by:
@@ -256,22 +244,26 @@ def _record_folder(target: str) -> str:
 
 
 def _index(roots: Sequence[str]) -> dict[str, str]:
-    """Folder by digest of its record, for the roots and the folders right below; the last root wins (live files)."""
+    """Folder by digest of its record, for the roots and the stage folders right below; the last root wins."""
     found: dict[str, str] = {}
     for root in roots:
-        for folder in [root, *(storage.join(root, name) for name in storage.list_names(root))]:
+        # Listing a bucket's prefix may take hours, so there only the chain's own names are tried.
+        names = STAGES if storage.is_s3(root) else storage.list_names(root)
+        for folder in [storage.join(root), *(storage.join(root, name) for name in names)]:
             uri = storage.join(folder, entry.RECORD)
             if storage.exists(uri):
-                found[hashlib.sha256(storage.read_bytes(uri)).hexdigest()] = storage.join(folder)
+                found[hashlib.sha256(storage.read_bytes(uri)).hexdigest()] = folder
     return found
 
 
 def _part_of(digest: str, index: Mapping[str, str]) -> str:
     """The record above a subfolder with this digest: a stage may be given `distill/student` instead of `distill`."""
     for record, folder in index.items():
+        if storage.is_s3(folder):
+            continue
         for name in storage.list_names(folder):
             part = storage.join(folder, name)
-            if not storage.is_s3(part) and Path(part).is_dir() and entry.input_digest(part) == digest:
+            if Path(part).is_dir() and entry.input_digest(part) == digest:
                 return record
     return ""
 
@@ -285,12 +277,6 @@ def _raw_folder(digest: str, roots: Sequence[str]) -> str:
         except MobileClipError:
             continue
     return ""
-
-
-def _external(stage: str) -> tuple[str, ...]:
-    from mobileclip.chain import step
-
-    return step(stage).external
 
 
 def _names(node: Node) -> list[str]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mobileclip import comparison
 from mobileclip.config import Gate
-from mobileclip.licenses import Use, binding, not_commercial
+from mobileclip.lineage.licenses import Use, binding, not_commercial
+from mobileclip.promotion import comparison
 
 _STUDENT = "student"
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mobileclip.licenses import Terms, binding
-from mobileclip.lineage import Trace
+from mobileclip.lineage.licenses import Terms, binding
+from mobileclip.lineage.trace import Trace
 
 _MEANING = {
     Terms.PERMISSIVE: "Every recorded license allows use, change and sale; keep the notices.",

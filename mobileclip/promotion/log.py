@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mobileclip import provenance
-from mobileclip import registry as registries
 from mobileclip.errors import DataError, IntegrityError
-from mobileclip.registry import CHAMPION, Registry
+from mobileclip.promotion import registry as registries
+from mobileclip.promotion.registry import CHAMPION, Registry
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""From a student with its evidence to a champion: gates, registry and the log that decides."""
