@@ -6,27 +6,37 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mobileclip.models import zoo
 
 
+@torch.no_grad()
 def perturbed_clip(name: str, seed: int = 0) -> zoo.Clip:
-    """A model of that architecture with random weights, batch statistics and layer scales."""
+    """A model with random weights and layer scales, and batch statistics near those of pictures.
+
+    Without real statistics all pictures would get nearly the same embedding, and no error could be told from noise.
+    """
     torch.manual_seed(seed)
     clip = zoo.create(name)
+    norms = [module for module in clip.model.modules() if isinstance(module, _BatchNorm)]
     for module in clip.model.modules():
-        if isinstance(module, _BatchNorm):
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(std=0.2)
-        elif type(module).__name__ in {"LayerScale", "LayerScale2d"}:
-            module.gamma.data.uniform_(0.1, 0.5)
+        if type(module).__name__ in {"LayerScale", "LayerScale2d"}:
+            module.gamma.uniform_(0.1, 0.5)
+    for norm in norms:
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(std=0.2)
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    clip.model.visual(zoo.image_tensor((patterned_images(16, clip.preprocess.size) * 255), clip.preprocess))
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.running_mean += torch.randn_like(norm.running_mean) * 0.1 * norm.running_var.sqrt()
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.25)
+    clip.model.eval()
     return clip
 
 
 def patterned_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Colored gradients, float32 [count, 3, size, size] in 0-1: unlike noise, they differ after pooling."""
+    """Colored stripes, float32 [count, 3, size, size] in 0-1: unlike noise, they differ after pooling."""
     generator = torch.Generator().manual_seed(seed)
+    frequency, phase, color = (torch.rand(count, 3, 2, 1, 1, generator=generator) for _ in range(3))
     ramp = torch.linspace(0, 1, size)
-    corners = torch.rand(count, 3, 4, 1, 1, generator=generator)
     x, y = ramp.view(1, 1, 1, size), ramp.view(1, 1, size, 1)
-    top = corners[:, :, 0] * (1 - x) + corners[:, :, 1] * x
-    bottom = corners[:, :, 2] * (1 - x) + corners[:, :, 3] * x
-    return top * (1 - y) + bottom * y
+    angle = (frequency[:, :, 0] * x + frequency[:, :, 1] * y) * 40 + phase[:, :, 0] * 6.3
+    return color[:, :, 0] * (0.5 + 0.5 * torch.sin(angle))

@@ -1,0 +1,222 @@
+"""The contract: one file that tells an app all it must know to run a student's programs, and what was proved.
+
+Reading it needs neither torch nor a runtime.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from mobileclip.errors import DataError, IntegrityError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "contract.json"
+Tower = Literal["image", "text"]
+
+
+def _inside(path: str) -> str:
+    """Refuse paths that leave the folder: a contract may come from anywhere."""
+    if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+        raise ValueError(f"'{path}' leads out of the folder")
+    return path
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TensorSpec(_Record):
+    """One input or output of a program."""
+
+    name: str
+    """As the program calls it."""
+    dtype: Literal["float32", "int32"]
+    shape: list[int | Literal["batch"]]
+    """`batch` is any number from 1."""
+    minimum: float
+    """Smallest value."""
+    maximum: float
+    """Largest value."""
+    unit_norm: bool = False
+    """Whether every row has length 1."""
+
+
+class ImageContract(_Record):
+    """How a picture becomes the input of the image programs."""
+
+    input: TensorSpec
+    """RGB pixels divided by 255."""
+    output: TensorSpec
+    """Embeddings; compare by dot product."""
+    color_order: Literal["RGB"] = "RGB"
+    layout: Literal["NCHW"] = "NCHW"
+    size: int
+    """Width and height [pixels]."""
+    resize: Literal["squash"] = "squash"
+    """Width and height are scaled each on its own; nothing is cropped."""
+    interpolation: str
+    """Pillow's filter of that name, with antialiasing."""
+    mean: list[float]
+    """Subtracted per channel, **inside** the program."""
+    std: list[float]
+    """Divided by per channel, **inside** the program."""
+    normalization_in_program: bool = True
+    """A client that also normalizes gets wrong embeddings."""
+
+
+class TextContract(_Record):
+    """How a text becomes the input of the text programs."""
+
+    input: TensorSpec
+    """Token ids."""
+    output: TensorSpec
+    """Embeddings; compare by dot product."""
+    tokenizer: Literal["clip-bpe", "hugging-face"]
+    """`clip-bpe`: the files in `tokenizer/`; `hugging-face`: the model's own tokenizer files."""
+    context_length: int
+    """Every row has exactly this length."""
+    start_id: int
+    """First token; -1 = none."""
+    end_id: int
+    """Last token before the padding, also of a text that was cut; -1 = none."""
+    pad_id: int
+    """Fills the row; a bidirectional text tower gives other embeddings with any other padding."""
+    causal: bool
+    """Whether tokens see earlier tokens only."""
+    cleaning: list[str]
+    """What a host does to the text before the tokenizer file, in order."""
+
+
+class File(_Record):
+    """One file beside the contract."""
+
+    path: Annotated[str, AfterValidator(_inside)]
+    """Relative to the contract, with forward slashes."""
+    bytes: int
+    sha256: str
+
+
+class Program(File):
+    """One program with its proof."""
+
+    tower: Tower
+    format: str
+    precision: str
+    kept_in_float: list[str] = []
+    """Layers that a quantized program holds in float32, because its budget asked for it."""
+    settings: dict[str, Any] = {}
+    """Settings of the exporter (for ONNX: opset)."""
+    budget: float
+    """Largest `error` allowed."""
+    executed: bool
+    """Whether the figures come from the real runtime; otherwise from an emulation."""
+    figures: dict[str, float]
+    """Proof on the evaluation samples; `mobileclip.formats.proof` defines each."""
+
+
+class Lineage(_Record):
+    """Where the student comes from."""
+
+    student_sha256: str
+    """Digest of the weights file."""
+    dataset_sha256: str
+    """Digest of the manifest whose samples proved the programs."""
+    card: dict[str, Any]
+    """The checkpoint's own card."""
+
+
+class Contract(_Record):
+    """Everything about one export."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    """Architecture."""
+    license: str
+    """License of the weights."""
+    embed_dim: int
+    """Width of the embeddings."""
+    logit_scale: float
+    """Scores are `logit_scale * image @ text + logit_bias`, softmax over the texts for probabilities."""
+    logit_bias: float = 0.0
+    image: ImageContract
+    text: TextContract
+    programs: list[Program]
+    files: list[File]
+    """Tokenizer, golden values and all else beside the programs."""
+    lineage: Lineage
+    versions: dict[str, str]
+    """Versions of the libraries that decide the programs' bytes."""
+
+    def program(self, tower: Tower, *, precision: str, format: str = "onnx") -> Program:
+        """The program of that tower, precision and format.
+
+        Raises:
+            DataError: There is none.
+        """
+        for program in self.programs:
+            if (program.tower, program.precision, program.format) == (tower, precision, format):
+                return program
+        known = [p.path for p in self.programs if p.tower == tower]
+        raise DataError(f"programs: no {format} {tower} program in {precision}, the export has {', '.join(known)}.")
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: the same content gives the same bytes."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
+
+
+def read(folder: Path) -> Contract:
+    """Read `contract.json` of an export folder.
+
+    Raises:
+        DataError: There is none, or it is of another schema.
+        IntegrityError: It is damaged.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise DataError(f"programs: no {FILE_NAME} in '{folder}', want the output folder of export.")
+    try:
+        raw = json.loads(path.read_bytes())
+    except ValueError:
+        raise IntegrityError(f"{path}: not JSON, the contract is damaged.") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(f"programs: schema_version of '{path}' is {version}, want {SCHEMA_VERSION}.")
+    try:
+        return Contract.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise IntegrityError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def describe(path: Path, *, root: Path) -> File:
+    """Name, size and digest of a file below `root`."""
+    return File(path=path.relative_to(root).as_posix(), **digest(path))
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file, or of a folder: all its files by relative path (Core ML packages are folders)."""
+    if path.is_file():
+        with path.open("rb") as handle:
+            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+    parts = {p.relative_to(path).as_posix(): digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
+    whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {"bytes": sum(part["bytes"] for part in parts.values()), "sha256": whole}
+
+
+def check(folder: Path, file: File) -> Path:
+    """The path of a file of the contract, after its bytes were checked.
+
+    Raises:
+        IntegrityError: It is missing, or not the file the contract was written for.
+    """
+    path = folder / file.path
+    if not path.exists():
+        raise IntegrityError(f"{file.path}: missing beside its contract.")
+    if (got := digest(path)["sha256"]) != file.sha256:
+        raise IntegrityError(
+            f"{file.path}: sha256 is {got}, the contract promises {file.sha256}; the file is damaged or was replaced."
+        )
+    return path

@@ -1,0 +1,87 @@
+"""Latency of programs next to the student in PyTorch, measured turn by turn in one process.
+
+Turns are interleaved, so a busy machine slows all of them alike and their ratio stays meaningful.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mobileclip.formats.runtime import load_program
+
+EAGER = "eager"
+WARM_UP = 3
+
+
+def measure(
+    programs: Mapping[str, Path], tower: nn.Module, row: NDArray[np.generic], *, rounds: int, threads: int
+) -> dict[str, Any]:
+    """Time one row through every program and through the tower itself.
+
+    Args:
+        programs: Program files by name.
+        tower: The folded tower in PyTorch float32.
+        row: One input, with its batch axis.
+        rounds: Measured turns of each, after a few that are not.
+        threads: Threads of each.
+
+    Returns:
+        By name, and for `eager`: `p50_ms`, `p95_ms`, `ratio` to eager's p50; for programs also `load_ms`.
+    """
+    turns: dict[str, Callable[[], object]] = {EAGER: functools.partial(_eager, tower, row)}
+    load_ms: dict[str, float] = {}
+    for name, path in programs.items():
+        started = time.perf_counter()
+        encoder = load_program(path, threads=threads)
+        load_ms[name] = (time.perf_counter() - started) * 1e3
+        turns[name] = functools.partial(encoder.execute, row)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times = _interleave(turns, rounds)
+    finally:
+        torch.set_num_threads(before)
+    eager = float(np.median(times[EAGER]))
+    return {name: _summary(values, eager, load_ms.get(name)) for name, values in times.items()}
+
+
+class EagerText(nn.Module):
+    """The student's own text tower, with the fused attention that the exported one does without."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap an open_clip model."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        """Token ids [batch, context_length] to unit-norm embeddings [batch, dim]."""
+        return self.model.encode_text(text, normalize=True)  # type: ignore[operator, no-any-return]
+
+
+def _interleave(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for index in range(WARM_UP + rounds):
+        for name, turn in turns.items():
+            started = time.perf_counter()
+            turn()
+            if index >= WARM_UP:
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _summary(times: NDArray[np.float64], eager: float, load_ms: float | None) -> dict[str, float]:
+    p50, p95 = np.percentile(times, [50, 95])
+    summary = {"p50_ms": round(float(p50), 3), "p95_ms": round(float(p95), 3), "ratio": round(float(p50) / eager, 3)}
+    return summary if load_ms is None else {**summary, "load_ms": round(load_ms, 1)}
+
+
+@torch.inference_mode()
+def _eager(tower: nn.Module, row: NDArray[np.generic]) -> torch.Tensor:
+    return tower(torch.from_numpy(row))  # type: ignore[no-any-return]

@@ -1,0 +1,177 @@
+"""Proof that an exported program computes the student: executed in its runtime, compared on real samples.
+
+The figure that decides is the error **relative to the centered embeddings**, ||program - eager|| / ||eager - mean||.
+A CLIP tower's embeddings crowd into a narrow cone, so a raw cosine of 0.999 can hide an error a fifth as large as all
+that tells two pictures apart.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobileclip.data import images
+from mobileclip.data.shards import Sample
+from mobileclip.errors import ExportError
+from mobileclip.evaluation.retrieval import Gallery, build_gallery, rank_pairs
+from mobileclip.evaluation.statistics import Floats, compare, draw_resamples, estimate, ratio
+from mobileclip.models.zoo import Clip
+
+Encode = Callable[[NDArray[np.generic]], NDArray[np.float32]]
+BATCHES = (1, 8)
+RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the student itself, in PyTorch float32 and as it was trained, makes of the samples.
+
+    Attributes:
+        uids: Samples, in order.
+        pixels: float32 [samples, 3, size, size], RGB in 0-1.
+        tokens: int32 [samples, context_length], of each sample's first caption.
+        gallery: Which captions belong to which image.
+        image_features: Unit-norm [samples, dim].
+        text_features: Unit-norm [samples, dim].
+    """
+
+    uids: list[str]
+    pixels: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+    gallery: Gallery
+    image_features: NDArray[np.float32]
+    text_features: NDArray[np.float32]
+
+    def features(self, tower: str) -> NDArray[np.float32]:
+        """The tower's embeddings."""
+        return self.image_features if tower == "image" else self.text_features
+
+    def inputs(self, tower: str) -> NDArray[np.generic]:
+        """The tower's input."""
+        return self.pixels if tower == "image" else self.tokens
+
+
+def refer(clip: Clip, samples: Sequence[Sample], *, batch_size: int = 32) -> Reference:
+    """Embed the samples with the student itself.
+
+    Args:
+        clip: The student, not folded: folding is among the things to be proved.
+        samples: At least two, with captions.
+        batch_size: Samples per forward pass.
+    """
+    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
+    squashed = [images.resize(images.decode(sample.image), size, interpolation) for sample in samples]
+    pixels = torch.stack(squashed).float() / 255
+    captions = [sample.captions[0] for sample in samples]
+    tokens = clip.tokenizer(captions)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (clip.preprocess.mean, clip.preprocess.std))
+    with one_thread(), torch.no_grad():
+        image_parts = [clip.encode_image((part - mean) / std) for part in torch.split(pixels, batch_size)]
+        text_parts = [clip.encode_text(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
+    return Reference(
+        [sample.uid for sample in samples],
+        pixels.numpy(),
+        tokens.to(torch.int32).numpy(),
+        build_gallery([[caption] for caption in captions]),
+        torch.cat(image_parts).numpy(),
+        torch.cat(text_parts).numpy(),
+    )
+
+
+def prove(encode: Encode, tower: str, reference: Reference) -> dict[str, float]:
+    """Execute a program on all samples and compare it with the student.
+
+    Args:
+        encode: The loaded program.
+        tower: `image` or `text`.
+        reference: The student's own embeddings.
+
+    Returns:
+        `error` (the larger of the two batch sizes), `error_batch_N`, `cosine_min`, `cosine_mean`, `max_abs`,
+        `norm_error`, `agreement` (share of samples with the same first answer against the student's other tower),
+        and `recall/...`: R@1 of the student, of the program, their difference and its paired 95 % interval.
+    """
+    wanted = reference.features(tower)
+    by_batch = {size: encode_in_batches(encode, reference.inputs(tower), size) for size in BATCHES}
+    figures = {f"error_batch_{size}": relative_error(got, wanted) for size, got in by_batch.items()}
+    worst = by_batch[max(by_batch, key=lambda size: figures[f"error_batch_{size}"])]
+    cosines = (worst * wanted).sum(1) / np.maximum(np.linalg.norm(worst, axis=1), 1e-12)
+    other = reference.features("text" if tower == "image" else "image")
+    same = (worst @ other.T).argmax(1) == (wanted @ other.T).argmax(1)
+    return {
+        "error": max(figures.values()),
+        **figures,
+        "cosine_min": float(cosines.min()),
+        "cosine_mean": float(cosines.mean()),
+        "max_abs": float(np.abs(worst - wanted).max()),
+        "norm_error": float(np.abs(np.linalg.norm(worst, axis=1) - 1).max()),
+        "agreement": float(same.mean()),
+        **_recall(worst, tower, reference),
+    }
+
+
+def check(name: str, figures: dict[str, float], budget: float) -> None:
+    """Refuse a program that misses its budget.
+
+    Raises:
+        ExportError: With program, figure and budget.
+    """
+    # `not <=` rather than `>`: an error that is no number fails too.
+    if not figures["error"] <= budget:
+        raise ExportError(
+            f"export: program '{name}' has error {figures['error']:.3g} relative to the centered embeddings, "
+            f"its budget is {budget:g} (smallest cosine {figures['cosine_min']:.6f}); nothing was published."
+        )
+
+
+def relative_error(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """||got - wanted|| / ||wanted - mean of wanted||, 0 is perfect; infinite where all wanted rows are equal."""
+    spread = float(np.linalg.norm(wanted.astype(np.float64) - wanted.mean(0, dtype=np.float64)))
+    distance = float(np.linalg.norm(got.astype(np.float64) - wanted))
+    return distance / spread if spread > 0 else float("inf")
+
+
+def encode_in_batches(encode: Encode, rows: NDArray[np.generic], size: int) -> NDArray[np.float32]:
+    """Run a program over all rows, `size` at a time."""
+    return np.concatenate([encode(rows[start : start + size]) for start in range(0, len(rows), size)])
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: the order of its sums, and so the last bits, depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _recall(got: NDArray[np.float32], tower: str, reference: Reference) -> dict[str, float]:
+    """Retrieval with this tower exchanged and the other one kept, paired with the student's own."""
+    before, after = _hits(reference.features(tower), tower, reference), _hits(got, tower, reference)
+    resamples = draw_resamples(len(got), resamples=RESAMPLES, confidence=CONFIDENCE, seed=SEED)
+    student, program = estimate(ratio(before), resamples), estimate(ratio(after), resamples)
+    change = compare(program, student, differing=int((before != after).sum()), confidence=CONFIDENCE)
+    return {
+        "recall/student": student.value,
+        "recall/program": program.value,
+        "recall/change": change.delta,
+        "recall/change_low": change.low,
+        "recall/change_high": change.high,
+    }
+
+
+def _hits(features: NDArray[np.float32], tower: str, reference: Reference) -> Floats:
+    """1 where an image finds its caption first (image tower) or a caption its image (text tower), else 0."""
+    gallery = reference.gallery
+    first_row = np.zeros(len(gallery.texts), dtype=np.int64)
+    first_row[gallery.columns[::-1]] = gallery.images[::-1]  # equal captions are one text: keep its first embedding
+    if tower == "image":
+        ranks = rank_pairs(features, reference.text_features[first_row], gallery).image_to_text
+    else:
+        ranks = rank_pairs(reference.image_features, features[first_row], gallery).text_to_image
+    return (ranks == 1).astype(np.float64)

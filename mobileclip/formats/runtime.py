@@ -1,0 +1,171 @@
+"""Run exported programs in their real runtimes, behind one `encode_image` / `encode_text`.
+
+This is the deployed side: it needs numpy and the runtime, not torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from mobileclip.errors import DataError
+from mobileclip.formats import contract
+from mobileclip.formats.contract import Contract
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One loaded program.
+
+    Attributes:
+        tower: `image` or `text`.
+        path: Its file.
+        shape: Input shape without the batch.
+        execute: Checked input array to unit-norm embeddings [batch, dim].
+    """
+
+    tower: str
+    path: Path
+    shape: tuple[int, ...]
+    execute: Callable[[NDArray[np.generic]], Floats]
+
+    def __call__(self, rows: NDArray[np.generic]) -> Floats:
+        """Encode a batch.
+
+        Args:
+            rows: float32 [batch, 3, size, size] RGB in 0-1, or int32 [batch, context_length] token ids.
+
+        Raises:
+            DataError: Shape, type or range are not the program's.
+        """
+        if rows.ndim != len(self.shape) + 1 or rows.shape[1:] != self.shape or len(rows) == 0:
+            raise DataError(f"{self.tower}: got shape {list(rows.shape)}, want {['batch', *self.shape]}.")
+        if self.tower == "image":
+            _check_pixels(rows)
+        elif rows.dtype.kind not in "iu":
+            raise DataError(f"text: got {rows.dtype}, want token ids as int32.")
+        return self.execute(rows.astype(np.float32 if self.tower == "image" else np.int32, copy=False))
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A student's programs, ready to run.
+
+    Attributes:
+        image: The image program, if loaded.
+        text: The text program, if loaded.
+        contract: What the export says about them; absent for a single file.
+        folder: Where they lie.
+    """
+
+    image: Encoder | None
+    text: Encoder | None
+    contract: Contract | None
+    folder: Path
+
+    def encode_image(self, pixels: NDArray[np.generic]) -> Floats:
+        """float32 [batch, 3, size, size], RGB in 0-1, to unit-norm embeddings [batch, dim]."""
+        if self.image is None:
+            raise DataError(f"programs: '{self.folder}' is no image program.")
+        return self.image(pixels)
+
+    def encode_text(self, tokens: NDArray[np.generic]) -> Floats:
+        """int32 [batch, context_length] to unit-norm embeddings [batch, dim]."""
+        if self.text is None:
+            raise DataError(f"programs: '{self.folder}' is no text program.")
+        return self.text(tokens)
+
+
+def load(
+    path: str | Path, *, image: str = "float32", text: str = "float32", format: str = "onnx", threads: int = 0
+) -> Programs:  # fmt: skip
+    """Load programs of an export folder, or one program file.
+
+    Args:
+        path: Folder with `contract.json`, or a single program.
+        image: Precision of the image program.
+        text: Precision of the text program.
+        format: Program format.
+        threads: Threads per program; 0 = the runtime's choice.
+
+    Raises:
+        DataError: There is no such program.
+        IntegrityError: A file is not the one the contract was written for.
+    """
+    path = Path(path)
+    if path.is_file():
+        encoder = load_program(path, threads=threads)
+        of = {encoder.tower: encoder}
+        return Programs(of.get("image"), of.get("text"), None, path)
+    terms = contract.read(path)
+    files = {
+        "image": terms.program("image", precision=image, format=format),
+        "text": terms.program("text", precision=text, format=format),
+    }
+    loaded = {tower: load_program(contract.check(path, file), threads=threads) for tower, file in files.items()}
+    return Programs(loaded["image"], loaded["text"], terms, path)
+
+
+def load_program(path: Path, *, threads: int = 0) -> Encoder:
+    """Load one program file by its suffix.
+
+    Raises:
+        DataError: Unknown suffix, or the runtime refuses the file.
+    """
+    opener = _OPENERS.get(path.suffix)
+    if opener is None:
+        raise DataError(f"programs: '{path.name}' is of no known format, want {', '.join(sorted(_OPENERS))}.")
+    return opener(path, threads)
+
+
+def _open_onnx(path: Path, threads: int) -> Encoder:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Spinning workers of one program would steal the cores of the next in an interleaved measurement, and drain a
+    # phone's battery; the cost of waking them is below the noise for these towers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _ONNX_ERRORS as error:
+        raise DataError(
+            f"programs: ONNX Runtime refuses '{path.name}': {' '.join(str(error).split())[:200]}."
+        ) from None
+    given, output = session.get_inputs()[0], session.get_outputs()[0]
+    if len(session.get_inputs()) != 1 or given.name not in {"image", "text"}:
+        raise DataError(f"programs: '{path.name}' has input '{given.name}', want one input, 'image' or 'text'.")
+    name, tower = str(given.name), str(given.name)
+    shape = tuple(int(d) for d in given.shape[1:])
+
+    def execute(rows: NDArray[np.generic]) -> Floats:
+        result: Floats = session.run([output.name], {name: rows})[0]
+        return result
+
+    return Encoder(tower, path, shape, execute)
+
+
+def _check_pixels(pixels: NDArray[np.generic]) -> None:
+    if pixels.dtype.kind != "f":
+        raise DataError(f"image: got {pixels.dtype}, want RGB divided by 255 as float32.")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise DataError(f"image: got values from {low:.3g} to {high:.3g}, want RGB in 0-1 (not normalized).")
+
+
+# Resampling filters overshoot by rounding alone; more is a wrong range.
+_SLACK = 1e-3
+_ONNX_ERRORS = (
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
+)
+_OPENERS: dict[str, Callable[[Path, int], Encoder]] = {".onnx": _open_onnx}

@@ -1,0 +1,101 @@
+"""Draw up the contract of an export from the student it was made of."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mobileclip.formats import onnx
+from mobileclip.formats.contract import (
+    Contract,
+    File,
+    ImageContract,
+    Lineage,
+    Program,
+    TensorSpec,
+    TextContract,
+)
+from mobileclip.formats.tokenizer import CLEANING, PAD_ID
+from mobileclip.formats.towers import (
+    IMAGE_INPUT,
+    IMAGE_OUTPUT,
+    TEXT_INPUT,
+    TEXT_OUTPUT,
+    has_clip_tokenizer,
+    is_causal,
+)
+from mobileclip.models.zoo import TEXT_FOLDER, Clip
+
+
+def agree(clip: Clip, programs: Sequence[Program], files: Sequence[File], *, dataset_sha256: str) -> Contract:
+    """The contract of an export.
+
+    Args:
+        clip: The student.
+        programs: Proved programs.
+        files: Everything beside them.
+        dataset_sha256: Digest of the manifest whose samples proved the programs.
+    """
+    bias = getattr(clip.model, "logit_bias", None)
+    return Contract(
+        model=str(clip.card.get("model", clip.name)), license=clip.license, embed_dim=clip.embed_dim,
+        logit_scale=clip.logit_scale, logit_bias=0.0 if bias is None else float(bias.detach().reshape(-1)[0]),
+        image=_image(clip), text=_text(clip), programs=list(programs), files=list(files),
+        lineage=Lineage(student_sha256=clip.sha256, dataset_sha256=dataset_sha256, card=clip.card),
+        versions=onnx.versions(),
+    )  # fmt: skip
+
+
+def copy_tokenizer(clip: Clip, folder: Path) -> list[Path]:
+    """Copy the tokenizer files of a Hugging Face text tower; empty where there are none."""
+    source = Path(clip.folder) / TEXT_FOLDER
+    found = sorted(p for p in source.glob("*") if p.name.startswith(("tokenizer", "vocab", "special", "merges")))
+    if found:
+        folder.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copyfile(path, folder / path.name)) for path in found]
+
+
+def _image(clip: Clip) -> ImageContract:
+    preprocess = clip.preprocess
+    shape: list[int | str] = ["batch", 3, preprocess.size, preprocess.size]
+    return ImageContract(
+        input=TensorSpec(name=IMAGE_INPUT, dtype="float32", shape=shape, minimum=0, maximum=1),
+        output=_features(IMAGE_OUTPUT, clip), size=preprocess.size, interpolation=preprocess.interpolation,
+        mean=list(preprocess.mean), std=list(preprocess.std),
+    )  # fmt: skip
+
+
+def _text(clip: Clip) -> TextContract:
+    length = int(clip.tokenizer([""]).shape[1])
+    is_clip = has_clip_tokenizer(clip)
+    start, end, pad = _special_ids(clip)
+    largest = _vocabulary(clip) - 1
+    return TextContract(
+        input=TensorSpec(name=TEXT_INPUT, dtype="int32", shape=["batch", length], minimum=0, maximum=largest),
+        output=_features(TEXT_OUTPUT, clip), tokenizer="clip-bpe" if is_clip else "hugging-face",
+        context_length=length, start_id=start, end_id=end, pad_id=pad,
+        causal=is_causal(clip), cleaning=CLEANING if is_clip else [],
+    )  # fmt: skip
+
+
+def _special_ids(clip: Clip) -> tuple[int, int, int]:
+    """Ids of start, end and padding; -1 = none."""
+    tokenizer = clip.tokenizer
+    if has_clip_tokenizer(clip):
+        return int(tokenizer.sot_token_id), int(tokenizer.eot_token_id), PAD_ID  # type: ignore[attr-defined]
+    inner = getattr(tokenizer, "tokenizer", None)
+    ids = (getattr(inner, f"{name}_token_id", None) for name in ("cls", "sep", "pad"))
+    start, end, pad = (-1 if value is None else int(value) for value in ids)
+    return start, end, pad
+
+
+def _vocabulary(clip: Clip) -> int:
+    tables = [m.num_embeddings for n, m in clip.model.named_modules() if isinstance(m, torch.nn.Embedding)]
+    return max(int(size) for size in tables)
+
+
+def _features(name: str, clip: Clip) -> TensorSpec:
+    return TensorSpec(
+        name=name, dtype="float32", shape=["batch", clip.embed_dim], minimum=-1, maximum=1, unit_norm=True
+    )  # fmt: skip

@@ -1,0 +1,143 @@
+"""CLIP's byte-pair tokenizer as files a phone can read: Hugging Face `tokenizer.json`, and `vocab.json` + `merges.txt`.
+
+The vocabulary file that circulates with the original weights lists 262,144 merges; CLIP was trained with the first
+48,894. Taking all of them splits ordinary words differently, so what is written here is what open_clip really uses.
+"""
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileclip.errors import DataError
+
+FOLDER = "tokenizer"
+FILE_NAME = "tokenizer.json"
+PAD_ID = 0
+CLEANING = [
+    "repair mojibake, ligatures and character width as ftfy.fix_text does",
+    "unescape HTML entities, twice",
+    "strip white space",
+]
+
+# Patterns hold the characters themselves and no engine's own escapes or flags, so that Rust, JavaScript and Swift read
+# them alike. First Python's white space, spelled out: what `\s` covers differs between engines.
+_SPACE = "[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+# CLIP's own pattern, for text in lower case. Ignoring case, as CLIP does, takes the long s for an s, and the iota below
+# (a mark that folds to a letter) for neither letter nor sign, so that it is dropped. Special tokens are added tokens.
+_WORDS = "'[s\u017f]|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}\u0345]+"
+# Lower case by single characters, as tokenizer libraries do it, misses the Greek sigma at a word's end (Unicode's
+# Final_Sigma: after a cased letter, not before one, signs that have no case between them passed over).
+_CASED = r"\p{Lu}\p{Ll}\p{Lt}"
+_CASELESS = r"\p{M}\p{Cf}\p{Lm}\p{Sk}'.:"
+_FINAL_SIGMA = f"(?<=[{_CASED}]|[{_CASED}][{_CASELESS}])\u03a3(?![{_CASELESS}]*[{_CASED}])"
+
+Tokenize = Callable[[Sequence[str]], NDArray[np.int32]]
+
+
+def write(tokenizer: Any, folder: Path) -> list[Path]:
+    """Write the three files; the same vocabulary gives the same bytes.
+
+    Args:
+        tokenizer: open_clip's `SimpleTokenizer`.
+        folder: Target folder, made where it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = [list(pair) for pair, _ in sorted(tokenizer.bpe_ranks.items(), key=lambda item: item[1])]
+    texts = {
+        FILE_NAME: _json(describe(tokenizer)),
+        "vocab.json": _json(tokenizer.encoder),
+        "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return [folder / name for name in texts]
+
+
+def describe(tokenizer: Any) -> dict[str, Any]:
+    """`tokenizer.json` of open_clip's `SimpleTokenizer`, for texts that went through `CLEANING`."""
+    start, end, length = tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.context_length
+    names = {tokenizer.decoder[start]: start, tokenizer.decoder[end]: end}
+    first, last = names
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": True}
+    merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
+    return {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": length}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": PAD_ID, "pad_type_id": 0, "pad_token": tokenizer.decoder[PAD_ID],
+        },
+        "added_tokens": [{"id": id_, "content": name, **flags} for name, id_ in names.items()],
+        "normalizer": {"type": "Sequence", "normalizers": _normalizers()},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": _WORDS}, "behavior": "Removed", "invert": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [_special(first), {"Sequence": {"id": "A", "type_id": 0}}, _special(last)],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {name: {"id": name, "ids": [id_], "tokens": [name]} for name, id_ in names.items()},
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": tokenizer.encoder, "merges": [list(pair) for pair in merges],
+        },
+    }  # fmt: skip
+
+
+def load(folder: Path) -> Tokenize:
+    """The tokenizer of an export folder: texts to int32 [texts, context_length], `CLEANING` included.
+
+    Raises:
+        DataError: The folder holds none, or the packages that run it are missing.
+    """
+    if not (folder / FILE_NAME).is_file():
+        raise DataError(f"tokenizer: no {FILE_NAME} in '{folder}', want the tokenizer folder of an export.")
+    try:
+        from ftfy import fix_text
+        from tokenizers import Tokenizer  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise DataError(f"tokenizer: the package '{error.name}' is missing, install tokenizers and ftfy.") from None
+    loaded = Tokenizer.from_file(str(folder / FILE_NAME))
+
+    def tokenize(texts: Sequence[str]) -> NDArray[np.int32]:
+        cleaned = [html.unescape(html.unescape(fix_text(text))).strip() for text in texts]
+        return np.array([row.ids for row in loaded.encode_batch(cleaned)], dtype=np.int32)
+
+    return tokenize
+
+
+def _normalizers() -> list[dict[str, Any]]:
+    """What open_clip's cleaning does by single characters; the typographic quotes are what phone keyboards type."""
+    return [
+        _replace("[\u02bc\u2018-\u201b]", "'"),
+        _replace("[\u201c-\u201f]", '"'),
+        {"type": "NFC"},
+        _replace(_SPACE, " "),
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+        _replace(_FINAL_SIGMA, "\u03c2"),
+        {"type": "Lowercase"},
+    ]
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _special(name: str) -> dict[str, Any]:
+    return {"SpecialToken": {"id": name, "type_id": 0}}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,0 +1,144 @@
+"""export: write the student's towers for the phone runtimes, prove each in its runtime, publish with a contract."""
+
+import itertools
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobileclip import manifest, storage
+from mobileclip.config import Export
+from mobileclip.data.shards import Sample, read_samples
+from mobileclip.errors import DataError, IntegrityError
+from mobileclip.formats import contract, golden, latency, programs, proof, terms, tokenizer
+from mobileclip.formats.contract import Contract, File, Program
+from mobileclip.formats.proof import Reference
+from mobileclip.formats.towers import Towers, has_clip_tokenizer, split
+from mobileclip.manifest import Manifest
+from mobileclip.models import zoo
+from mobileclip.models.zoo import Clip
+from mobileclip.report import Tracker
+
+logger = logging.getLogger(__name__)
+
+PROOF_FILE, TIMINGS_FILE = "proof.json", "timings.json"
+THREADS = (1, 2)
+
+
+def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) -> dict[str, float]:
+    """Write programs, tokenizer, golden values, `proof.json` and `contract.json`.
+
+    Everything is written to a temporary folder and published after the last proof, the contract last: an export that
+    fails leaves nothing behind.
+
+    Args:
+        config: The `export` section.
+        out: Output folder or URI.
+        tracker: Gets the proof.
+        student: Output of distill; the checkpoint lies in `student/` below it.
+        data: Prepared dataset; samples of `config.split` prove the programs.
+
+    Returns:
+        Figures of every program, `FORMAT/TOWER/PRECISION/FIGURE`.
+
+    Raises:
+        DataError: No usable checkpoint, or too few samples.
+        IntegrityError: The checkpoint's weights are not the ones its card was written for.
+        ExportError: A program misses its budget.
+    """
+    clip = load_student(student)
+    content = manifest.read(data)
+    samples = _draw(config, data, content)
+    towers = split(clip)
+    reference = proof.refer(clip, samples)
+    with tempfile.TemporaryDirectory(prefix="mobileclip-export-") as name:
+        folder = Path(name)
+        written = programs.build(config, towers, reference, folder)
+        files = _write_sides(clip, reference, written, folder)
+        agreed = terms.agree(clip, written, files, dataset_sha256=content.digest())
+        timings = _time(config, clip, towers, reference, folder, written)
+        _publish(out, folder, agreed)
+    storage.write_bytes(storage.join(out, TIMINGS_FILE), _json(timings))
+    if not storage.is_s3(out):
+        tracker.log_file(storage.join(out, PROOF_FILE), folder="export")
+    return programs.metrics(written)
+
+
+def load_student(student: str) -> Clip:
+    """The distilled checkpoint, with its weights checked against its card.
+
+    Raises:
+        DataError: There is none, or its weights do not fit the architecture.
+        IntegrityError: The weights are not the card's.
+    """
+    clip = zoo.load("trained:student", trained=student)
+    promised = clip.card.get("sha256", clip.sha256)
+    if promised != clip.sha256:
+        raise IntegrityError(
+            f"student: the weights in '{student}' have sha256 {clip.sha256}, their card promises {promised}; "
+            "the checkpoint is damaged or was replaced."
+        )
+    return clip
+
+
+def _draw(config: Export, data: str, content: Manifest) -> list[Sample]:
+    """The first samples of the split: shards are ordered by a hash of the picture, so this is a random draw."""
+    samples = list(itertools.islice(read_samples(data, content, config.split), config.samples))
+    if len(samples) < 2:
+        raise DataError(f"export.split: '{config.split}' has {len(samples)} samples in '{data}', want at least 2.")
+    return samples
+
+
+def _write_sides(clip: Clip, reference: Reference, written: Sequence[Program], folder: Path) -> list[File]:
+    """Everything beside the programs."""
+    paths = [golden.write(clip, folder)]
+    if has_clip_tokenizer(clip):
+        paths += tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)
+    else:
+        paths += terms.copy_tokenizer(clip, folder / tokenizer.FOLDER)
+    table = {
+        "samples": len(reference.uids),
+        "uids_sha256": manifest.uids_digest(reference.uids),
+        "programs": {p.path: {"budget": p.budget, "executed": p.executed, **p.figures} for p in written},
+    }
+    (folder / PROOF_FILE).write_bytes(_json(table))
+    return [contract.describe(path, root=folder) for path in sorted([*paths, folder / PROOF_FILE])]
+
+
+def _time(
+    config: Export, clip: Clip, towers: Towers, reference: Reference, folder: Path, written: Sequence[Program]
+) -> dict[str, Any]:
+    """Latency of one row, by tower and number of threads."""
+    eager = {"image": towers.image, "text": latency.EagerText(clip.model)}
+    timings: dict[str, Any] = {"torch": torch.__version__, "image": {}, "text": {}}
+    for tower, threads in itertools.product(programs.TOWERS, THREADS if config.latency_runs else ()):
+        paths = {p.path: folder / p.path for p in written if p.tower == tower}
+        timings[tower][f"threads_{threads}"] = latency.measure(
+            paths, eager[tower], reference.inputs(tower)[:1], rounds=config.latency_runs, threads=threads
+        )
+    return timings
+
+
+def _publish(out: str, folder: Path, agreed: Contract) -> None:
+    """Copy the files, then the contract that makes them an export; drop what an earlier export left."""
+    kept = {contract.FILE_NAME, *(file.path for file in (*agreed.programs, *agreed.files))}
+    if not storage.is_s3(out) and (Path(out) / contract.FILE_NAME).is_file():
+        _drop_stale(Path(out), kept)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        storage.write_bytes(storage.join(out, path.relative_to(folder).as_posix()), path.read_bytes())
+    storage.write_bytes(storage.join(out, contract.FILE_NAME), agreed.to_bytes())
+
+
+def _drop_stale(out: Path, kept: set[str]) -> None:
+    earlier = contract.read(out)
+    for file in (*earlier.programs, *earlier.files):
+        if file.path not in kept:
+            (out / file.path).unlink(missing_ok=True)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
