@@ -33,7 +33,7 @@ def rank_by_sorting(scores, right):
 
 def test_build_gallery__joins_duplicates_up_to_case_and_spacing():
     gallery = build_gallery([["A Red  Car", "a bus"], ["a red car"], ["A BUS ", "a bus", "tram"]])
-    assert gallery.texts == ["a red car", "a bus", "tram"]
+    assert gallery.texts == ["A Red  Car", "a bus", "tram"]
     assert list(zip(gallery.images.tolist(), gallery.columns.tolist(), strict=True)) == [
         (0, 0), (0, 1), (1, 0), (2, 1), (2, 2),
     ]  # fmt: skip
