@@ -144,13 +144,13 @@ class FinetuneCaptioner(Section):
     """Pre-train a CoCa captioner on the alt text, then fine-tune it on better captions."""
 
     model: str = "tiny-coca"
-    """CoCa architecture: an open_clip name or one of the project's own."""
+    """CoCa: an architecture (open_clip's or the project's own), or weights as `hf-hub:...` or `local-dir:...`."""
     pretrained: str = ""
-    """open_clip weights tag to start from; empty = from scratch."""
+    """open_clip weights tag to start from; empty = from scratch, for an architecture."""
     pretrain_field: Name = "captions"
     """Caption field of the pre-training."""
     pretrain: Training = Training()
-    """Pre-training length; skipped when `pretrained` names weights."""
+    """Pre-training length; skipped when the model comes with weights."""
     finetune_field: Name = "descriptions"
     """Caption field of the fine-tuning; samples that lack it are left out."""
     finetune: Training = Training()
@@ -159,8 +159,16 @@ class FinetuneCaptioner(Section):
     """Weight of the captioning loss (CoCa: 2)."""
     contrastive_weight: NonNegativeFloat = 1.0
     """Weight of the contrastive loss (CoCa: 1)."""
+    held_out_samples: PositiveInt = 500
+    """Validation samples that are captioned and scored (CIDEr, BLEU, CLIP score), before and after the fine-tuning."""
     seed: NonNegativeInt = 0
     """Seed of weights, order and augmentation."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "FinetuneCaptioner":
+        if self.caption_weight + self.contrastive_weight == 0:
+            raise ValueError("caption_weight and contrastive_weight are both 0, want one above 0")
+        return self
 
 
 class Caption(Section):

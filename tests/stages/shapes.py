@@ -15,8 +15,10 @@ COLORS = {"red": "#d02020", "green": "#20a020", "blue": "#2040d0", "yellow": "#e
 SHAPES = ("circle", "square", "triangle", "cross")
 
 
-def make(folder: Path, *, sizes: tuple[int, ...] = (20, 28, 36), shard_samples: int = 16) -> str:
-    """Draw every color, shape and size, prepare them (the largest size is the validation split), return the folder."""
+def make(
+    folder: Path, *, sizes: tuple[int, ...] = (20, 28, 36), shard_samples: int = 16, validation: bool = True
+) -> str:
+    """Draw every color, shape and size, prepare them (the middle size is the validation split), return the folder."""
     source = folder / "source"
     source.mkdir(parents=True)
     rows = []
@@ -27,7 +29,7 @@ def make(folder: Path, *, sizes: tuple[int, ...] = (20, 28, 36), shard_samples: 
             {
                 "image": name, "captions": [f"{color} {shape}", f"{shape}, {color}"],
                 "descriptions": [f"a picture of a {color} {shape} on white", f"a drawing that shows a {color} {shape}"],
-                "license": "CC0-1.0", "split": "validation" if size == max(sizes) else "train",
+                "license": "CC0-1.0", "split": "validation" if validation and size == sorted(sizes)[len(sizes) // 2] else "train",
             }
         )  # fmt: skip
     (source / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,175 @@
+"""finetune_captioner: pre-train a CoCa on the alt text, fine-tune it on better captions, score it on held-out ones."""
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from open_clip import CoCa
+from tqdm import tqdm
+
+from mobileclip import manifest, storage
+from mobileclip.config import FinetuneCaptioner, Training, Views
+from mobileclip.data.images import decode, resize
+from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.shards import Sample, read_samples
+from mobileclip.errors import ConfigError
+from mobileclip.evaluation.caption_scores import bleu4, cider
+from mobileclip.evaluation.captions import assess
+from mobileclip.manifest import Manifest
+from mobileclip.models import zoo
+from mobileclip.models.embed import embed_pixels, embed_texts
+from mobileclip.models.generation import Sampling, write_captions
+from mobileclip.report import Tracker
+from mobileclip.training.captioning import caption_validation, train_captioner
+from mobileclip.training.contrastive import log_history, write_history, write_timings
+from mobileclip.training.loop import Result
+
+# A caption speaks of the whole picture: crops stay nearly whole (open_clip trains CoCa with the same scale), no
+# RandAugment, which would change the colors that captions name.
+_VIEWS = Views(num_views=1, scale_min=0.9, rand_augment_ops=0)
+_BATCH = 32
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One of the two trainings."""
+
+    name: str
+    field: str
+    training: Training
+
+
+def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
+    """Train the captioner and save it as a checkpoint folder at `out`.
+
+    The alt text teaches what things are called, the better captions how to say it: without the second step retrieval
+    loses about 10 points (MobileCLIP2, arXiv 2508.20691, on the choice of captioner).
+
+    Args:
+        config: The `finetune_captioner` section.
+        out: Output folder or URI; also gets `history.jsonl`, `samples.json` and `timings.json`.
+        tracker: Gets the learning curves.
+        data: Prepared dataset; a selection in it is applied.
+
+    Returns:
+        Per phase the last losses, and on the validation split, where it has `finetune_field` captions, `caption_loss`
+        (nats per token), `cider` (0-10), `bleu4` (0-100), `clip_score` (mean cosine by its own towers), `degenerate`
+        (share) and `words/mean` of one greedy caption per image.
+
+    Raises:
+        ConfigError: The model is no CoCa.
+        DataError: No sample has the caption field of a phase.
+    """
+    content = manifest.read(data)
+    torch.manual_seed(config.seed)
+    clip, license_ = _create(config, content)
+    held_out = _held_out(config, data, content)
+    results: dict[str, Result] = {}
+    metrics: dict[str, float] = {}
+    shown: dict[str, Any] = {}
+    for phase in _phases(config):
+        results[phase.name] = _train(phase, clip, config, data, content, out)
+        log_history(tracker, results[phase.name])
+        last = results[phase.name].history[-1]
+        metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
+        if held_out:
+            scores, shown[phase.name] = _score(clip, held_out, config)
+            metrics |= {f"{phase.name}/validation/{name}": value for name, value in scores.items()}
+    zoo.save(out, clip, license=license_, card=_card(config, content))
+    samples = [_sample_row(sample, config, shown, place) for place, sample in enumerate(held_out[:_SHOWN])]
+    storage.write_bytes(storage.join(out, "samples.json"), (json.dumps(samples, indent=1) + "\n").encode())
+    write_history(out, list(results.values()))
+    write_timings(out, results, {p.name: p.training.steps * p.training.batch_size for p in _phases(config)})
+    return metrics
+
+
+def _create(config: FinetuneCaptioner, content: Manifest) -> tuple[zoo.Clip, str]:
+    """The captioner to start from, and the license of what comes out: it inherits those of weights and data."""
+    licenses = {source.license for source in content.sources}
+    if _has_weights(config):
+        clip = zoo.load(config.model, pretrained=config.pretrained)
+        licenses.add(clip.license)
+    else:
+        clip = zoo.create(config.model)
+    if not isinstance(clip.model, CoCa):
+        raise ConfigError(f"finetune_captioner.model: got '{config.model}', want a CoCa, which can write captions.")
+    words = {word for license_ in licenses for word in license_.split(" AND ")}
+    return clip, " AND ".join(sorted(words)) or "unknown"
+
+
+def _has_weights(config: FinetuneCaptioner) -> bool:
+    return bool(config.pretrained) or config.model.startswith(("hf-hub:", "local-dir:"))
+
+
+def _phases(config: FinetuneCaptioner) -> list[_Phase]:
+    first = _Phase("pretrain", config.pretrain_field, config.pretrain)
+    second = _Phase("finetune", config.finetune_field, config.finetune)
+    return [second] if _has_weights(config) else [first, second]
+
+
+def _card(config: FinetuneCaptioner, content: Manifest) -> dict[str, Any]:
+    """Origin of the captioner; a local folder's path is no part of it."""
+    return {
+        "stage": "finetune_captioner",
+        "model": "local-dir" if config.model.startswith("local-dir:") else config.model,
+        "pretrained": config.pretrained,
+        "dataset": content.digest(),
+        "fields": {phase.name: phase.field for phase in _phases(config)},
+    }
+
+
+def _train(phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, data: str, content: Manifest, out: str) -> Result:
+    recipe = Recipe(clip.preprocess, clip.tokenizer, phase.field, views=_VIEWS, seed=config.seed)
+    return train_captioner(
+        clip, PairDataset(data, content, recipe), phase.training,
+        caption_weight=config.caption_weight, contrastive_weight=config.contrastive_weight, seed=config.seed,
+        key={"data": content.digest(), "config": config.model_dump(mode="json")},
+        folder=storage.join(out, phase.name), title=phase.name,
+        validate=caption_validation(clip, data, content, caption_field=phase.field),
+    )  # fmt: skip
+
+
+def _held_out(config: FinetuneCaptioner, data: str, content: Manifest) -> list[Sample]:
+    """The first validation samples with captions of the better kind (shards are in the order of a hash)."""
+    found = (s for s in read_samples(data, content, "validation") if s.metadata.get(config.finetune_field))
+    return list(islice(found, config.held_out_samples))
+
+
+def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> tuple[dict[str, float], list[Any]]:
+    """Scores of one greedy caption per held-out image, and for those shown that caption with two drawn ones."""
+    length = min(int(clip.config["text_cfg"].get("context_length", 77)), int(clip.model.context_length))  # type: ignore[arg-type]
+    greedy = Sampling("greedy", min_tokens=1, max_tokens=length)
+    drawn = Sampling("top_p", min_tokens=1, max_tokens=length)
+    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
+    pixels = torch.stack([resize(decode(sample.image), size, interpolation) for sample in samples])
+    uids = [sample.uid for sample in samples]
+    captions: list[str] = []
+    for start in tqdm(range(0, len(samples), _BATCH), desc="held-out captions", unit="batch", disable=None):
+        part = slice(start, start + _BATCH)
+        images = zoo.image_tensor(pixels[part], clip.preprocess)
+        rows = write_captions(clip, images, uids[part], num_captions=1, sampling=greedy, seed=config.seed)
+        captions += [row[0] for row in rows]
+    images = zoo.image_tensor(pixels[:_SHOWN], clip.preprocess)
+    draws = write_captions(clip, images, uids[:_SHOWN], num_captions=2, sampling=drawn, seed=config.seed)
+    references = [_references(sample, config) for sample in samples]
+    quality = assess(
+        [[caption] for caption in captions],
+        image_features=embed_pixels(clip, pixels, batch_size=_BATCH),
+        text_features=embed_texts(clip, captions, batch_size=_BATCH),
+    ).metrics
+    scores = {name: quality[name] for name in ("clip_score", "degenerate", "words/mean")}
+    scores |= {"cider": sum(cider(captions, references)) / len(samples), "bleu4": bleu4(captions, references)}
+    return scores, [{"greedy": g, "drawn": d} for g, d in zip(captions, draws, strict=False)]
+
+
+def _references(sample: Sample, config: FinetuneCaptioner) -> list[str]:
+    texts = sample.metadata[config.finetune_field]
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _sample_row(sample: Sample, config: FinetuneCaptioner, shown: dict[str, Any], place: int) -> dict[str, Any]:
+    written = {phase: rows[place] for phase, rows in shown.items()}
+    return {"uid": sample.uid, "alt_text": sample.captions, "references": _references(sample, config), **written}

@@ -1,0 +1,135 @@
+"""Training a CoCa captioner: contrastive plus captioning loss (Yu et al., arXiv 2205.01917), and its held-out loss.
+
+The loss is open_clip's `CoCaLoss`, computed at less cost: the vocabulary's matrix product, by far the largest, is done
+only where there is a word to predict, and the multimodal decoder stops at the batch's longest caption. Both decoders
+are causal, so what is left out changes nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mobileclip import storage
+from mobileclip.config import Training
+from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.errors import DataError
+from mobileclip.manifest import Manifest, spec_digest
+from mobileclip.models.zoo import Clip, image_tensor
+from mobileclip.training.contrastive import batch_source
+from mobileclip.training.loop import Batch, Result, train
+from mobileclip.training.losses import clip_loss
+
+
+def train_captioner(
+    clip: Clip,
+    dataset: PairDataset,
+    config: Training,
+    *,
+    caption_weight: float,
+    contrastive_weight: float,
+    seed: int,
+    key: Mapping[str, Any],
+    folder: str,
+    title: str,
+    validate: Callable[[], dict[str, float]] | None = None,
+) -> Result:
+    """Train a CoCa in place.
+
+    Args:
+        clip: A CoCa.
+        dataset: Image-text pairs.
+        config: Length and step size.
+        caption_weight: Weight of the captioning loss.
+        contrastive_weight: Weight of the contrastive loss; at 0 it is not computed.
+        seed: Seed of the order.
+        key: All that decides the result, for the checkpoint.
+        folder: Checkpoint folder.
+        title: Name of the run.
+        validate: Scores at every point of the curve.
+    """
+    loss = partial(coca_loss, clip, caption_weight=caption_weight, contrastive_weight=contrastive_weight)
+    digest = spec_digest({**key, "training": config.model_dump(mode="json"), "title": title})
+    return train(
+        clip.model, loss, batch_source(dataset, config, seed), config, key=digest,
+        folder=storage.join(folder, "checkpoint"), title=title, validate=validate,
+    )  # fmt: skip
+
+
+def coca_loss(clip: Clip, batch: Batch, *, caption_weight: float, contrastive_weight: float) -> dict[str, Tensor]:
+    """Losses of one batch.
+
+    Args:
+        clip: A CoCa.
+        batch: `image` uint8 [batch, 3, size, size], `text` int64 [batch, context].
+        caption_weight: Weight of the captioning loss.
+        contrastive_weight: Weight of the contrastive loss.
+
+    Returns:
+        `loss` (weighted sum), `caption` (cross-entropy per token in nats, padding ignored), `contrastive`.
+    """
+    model: Any = clip.model
+    image_features, image_tokens = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
+    text_features, text_tokens = model._encode_text(batch["text"])  # noqa: SLF001
+    summed, count = caption_loss(model, image_tokens, text_tokens, batch["text"])
+    caption = summed / count
+    losses = {"loss": caption_weight * caption, "caption": caption}
+    if contrastive_weight:
+        losses["contrastive"] = clip_loss(image_features, text_features, model.logit_scale.exp())
+        losses["loss"] = losses["loss"] + contrastive_weight * losses["contrastive"]
+    return losses
+
+
+def caption_loss(model: Any, image_tokens: Tensor, text_tokens: Tensor, text: Tensor) -> tuple[Tensor, int]:
+    """Teacher-forced cross-entropy of the next token, summed, and the number of tokens.
+
+    Args:
+        model: open_clip `CoCa`.
+        image_tokens: [batch, image tokens, width] of the image tower.
+        text_tokens: [batch, context, width] of the unimodal text tower.
+        text: int64 [batch, context]; padding is not predicted.
+    """
+    labels = text[:, 1:]
+    known = labels != model.pad_id
+    length = int(known.any(dim=0).nonzero().max()) + 1
+    labels, known = labels[:, :length], known[:, :length]
+    decoder = model.text_decoder
+    x, mask = text_tokens[:, :length], decoder.attn_mask[:length, :length]
+    for block, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
+        x = cross(block(x, attn_mask=mask), k_x=image_tokens, v_x=image_tokens)
+    logits = decoder.ln_final(x)[known] @ decoder.text_projection
+    return functional.cross_entropy(logits, labels[known], reduction="sum"), int(known.sum())
+
+
+def caption_validation(
+    clip: Clip, folder: str, manifest: Manifest, *, caption_field: str, limit: int = 500, batch_size: int = 64
+) -> Callable[[], dict[str, float]] | None:
+    """A function that gives the held-out caption loss; `None` where the validation split has no such captions.
+
+    Returns:
+        `caption_loss`: cross-entropy per token in nats over at most `limit` pairs, whole pictures.
+    """
+    recipe = Recipe(clip.preprocess, clip.tokenizer, caption_field, views="whole", selection=False)
+    try:
+        dataset = PairDataset(folder, manifest, recipe, splits=("validation",))
+    except DataError:
+        return None
+    items = [dataset[0, index] for index in range(min(limit, len(dataset)))]
+    pixels = torch.split(torch.stack([item["image"] for item in items]), batch_size)
+    texts = torch.split(torch.stack([item["text"] for item in items]), batch_size)
+
+    @torch.no_grad()
+    def score() -> dict[str, float]:
+        model: Any = clip.model
+        total, count = 0.0, 0
+        for image, text in zip(pixels, texts, strict=True):
+            image_tokens = model._encode_image(image_tensor(image, clip.preprocess))[1]  # noqa: SLF001
+            text_tokens = model._encode_text(text)[1]  # noqa: SLF001
+            summed, tokens = caption_loss(model, image_tokens, text_tokens, text)
+            total, count = total + float(summed), count + tokens
+        return {"caption_loss": total / count}
+
+    return score

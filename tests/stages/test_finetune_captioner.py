@@ -1,0 +1,152 @@
+"""The captioner's training on small pictures: it learns, resumes, inherits licenses, and refuses what it must."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobileclip import manifest
+from mobileclip.config import FinetuneCaptioner, Optimizer, Training
+from mobileclip.data.images import decode, resize
+from mobileclip.data.shards import read_samples
+from mobileclip.entry import run_stage
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.evaluation.caption_scores import cider
+from mobileclip.models import generation, zoo
+from mobileclip.report import LogTracker
+from mobileclip.stages import finetune_captioner
+from tests.stages import shapes
+
+
+def _training(steps: int, *, checkpoint_every: int = 0) -> Training:
+    optimizer = Optimizer(lr=1.5e-3, warmup_steps=min(10, steps), weight_decay=0.05)
+    return Training(
+        steps=steps, batch_size=10, optimizer=optimizer, workers=0, log_every=steps, checkpoint_every=checkpoint_every
+    )
+
+
+CONFIG = FinetuneCaptioner(pretrain=_training(40), finetune=_training(80), held_out_samples=20)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return shapes.make(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[Path, dict[str, float]]:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("captioner")
+    return out, finetune_captioner.run(CONFIG, out=str(out), tracker=LogTracker(), data=data)
+
+
+def test_it_learns_the_better_captions(trained):
+    """Held-out captions beat the best single caption for all pictures: the captioner looks at them."""
+    out, metrics = trained
+    references = [row["references"] for row in json.loads((out / "samples.json").read_text())]
+    constant = max(sum(cider([text] * 20, references)) / 20 for row in references for text in row)
+    assert metrics["finetune/validation/cider"] > 1.5 * constant
+    assert metrics["finetune/validation/caption_loss"] < 0.5 * metrics["pretrain/validation/caption_loss"]
+    assert metrics["finetune/validation/bleu4"] > 50
+    assert metrics["finetune/validation/degenerate"] == 0
+    assert -1 <= metrics["finetune/validation/clip_score"] <= 1
+    assert {"pretrain/loss", "pretrain/loss/caption", "finetune/loss/contrastive"} <= set(metrics)
+
+
+def test_history_and_samples(trained, data):
+    out, _ = trained
+    points = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [(p["model"], p["step"], p["samples"]) for p in points] == [("pretrain", 40, 400), ("finetune", 80, 800)]
+    samples = json.loads((out / "samples.json").read_text())
+    assert len(samples) == 20
+    assert samples[0]["finetune"]["greedy"].startswith("a ")
+    assert len(samples[0]["finetune"]["drawn"]) == 2
+    assert samples[0]["references"] != samples[0]["alt_text"]
+
+
+def test_checkpoint_folder_loads_with_its_licenses(trained, data):
+    out, _ = trained
+    clip = zoo.load("trained", trained=str(out))
+    assert clip.license == "CC0-1.0"
+    assert clip.card["stage"] == "finetune_captioner"
+    assert clip.card["dataset"] == manifest.read(data).digest()
+    assert str(out.parent) not in (out / "model.json").read_text()
+
+
+def test_greedy_captions_of_trained_weights_equal_open_clip(trained, data):
+    clip = zoo.load("trained", trained=str(trained[0]))
+    samples = list(read_samples(data, manifest.read(data), "validation"))[:8]
+    images = zoo.image_tensor(torch.stack([resize(decode(s.image), 64, "bilinear") for s in samples]), clip.preprocess)
+    for low, high in ((1, 30), (5, 30), (14, 20), (1, 6)):
+        theirs = clip.model.generate(
+            images, generation_type="top_k", top_k=1, seq_len=high, min_seq_len=low, fixed_output_length=True
+        )
+        sampling = generation.Sampling("greedy", min_tokens=low, max_tokens=high)
+        draws = torch.zeros(8, 1, high, dtype=torch.float64)
+        assert torch.equal(generation.generate(clip.model, images, draws, sampling=sampling)[:, 0], theirs)
+
+
+def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
+    short = FinetuneCaptioner(
+        pretrain=_training(4, checkpoint_every=2), finetune=_training(4, checkpoint_every=2), held_out_samples=2
+    )
+
+    def weights(name: str) -> str:
+        finetune_captioner.run(short, out=str(tmp_path / name), tracker=LogTracker(), data=data)
+        return json.loads((tmp_path / name / "model.json").read_text())["sha256"]
+
+    whole = weights("whole")
+    train = finetune_captioner.train_captioner
+
+    def stop(*args, **kwargs):
+        """Interrupt the second training at its last point, after its checkpoint."""
+        if kwargs["title"] == "finetune":
+            kwargs["validate"] = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+        return train(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finetune_captioner, "train_captioner", stop)
+        weights("cut")
+    assert (tmp_path / "cut/finetune/checkpoint/checkpoint.safetensors").exists()
+    assert not (tmp_path / "cut/model.json").exists()
+    assert weights("cut") == whole
+
+
+def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, data, tmp_path):
+    folder = str(tmp_path / "start")
+    clip = zoo.load("trained", trained=str(trained[0]))
+    zoo.save(folder, clip, license="apple-amlr", card={})
+    config = FinetuneCaptioner(model=f"local-dir:{folder}", finetune=_training(1), held_out_samples=2)
+    out = tmp_path / "out"
+    metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data)
+    assert not any(name.startswith("pretrain") for name in metrics)
+    card = json.loads((out / "model.json").read_text())
+    assert card["license"] == "CC0-1.0 AND apple-amlr"
+    assert card["model"] == "local-dir"
+    assert card["fields"] == {"finetune": "descriptions"}
+
+
+def test_without_a_validation_split(tmp_path):
+    data = shapes.make(tmp_path / "data", sizes=(20,), validation=False)
+    config = FinetuneCaptioner(pretrain=_training(1), finetune=_training(1))
+    out = tmp_path / "out"
+    metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data)
+    assert not any("validation" in name for name in metrics)
+    assert json.loads((out / "samples.json").read_text()) == []
+
+
+def test_wrong_inputs_are_refused(data, tmp_path):
+    inputs = {"out": str(tmp_path / "x"), "tracker": LogTracker(), "data": data}
+    with pytest.raises(ConfigError, match=r"^finetune_captioner\.model: got 'tiny-mci', want a CoCa"):
+        finetune_captioner.run(CONFIG.model_copy(update={"model": "tiny-mci"}), **inputs)
+    with pytest.raises(DataError, match="no sample with a 'haiku' caption is left"):
+        finetune_captioner.run(CONFIG.model_copy(update={"pretrain_field": "haiku"}), **inputs)
+    section = {**CONFIG.model_dump(), "caption_weight": 0.0, "contrastive_weight": 0.0}
+    with pytest.raises(ConfigError, match="both 0, want one above 0"):
+        run_stage("finetune_captioner", section, out=tmp_path / "x", data=data)
