@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__, manifest, storage
+from mobileclip import __version__, manifest, parallel, storage
 from mobileclip.chain import step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError
@@ -171,6 +171,7 @@ def _seed(seed: int) -> None:
         import torch
     except ModuleNotFoundError:
         return
+    parallel.one_thread()
     np.random.seed(seed % 2**32)  # noqa: NPY002 - third-party code reads the global generator
     torch.manual_seed(seed)
 

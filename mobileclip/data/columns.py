@@ -25,6 +25,7 @@ from tqdm import tqdm
 from mobileclip import storage
 from mobileclip.errors import IntegrityError, MobileClipError
 from mobileclip.manifest import Column, ColumnPart, Manifest, Shard, spec_digest
+from mobileclip.parallel import run_forked
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +78,18 @@ def build_columns(
         title: Label of the progress bar.
     """
     mine = [shard for index, shard in enumerate(shards) if index % num_groups == group]
-    for shard in tqdm(mine, desc=title or plans[0].name, unit="shard", disable=None):
-        missing = [plan for plan in plans if committed(out, plan, shard) is None]
-        if not missing:
-            continue
-        tensors = compute(shard, [plan.name for plan in missing])
-        for plan in missing:
-            commit(out, plan, shard, tensors[plan.name])
+    label = title or plans[0].name
+
+    def work(part: int, parts: int) -> None:
+        for shard in tqdm(mine[part::parts], desc=label, unit="shard", position=part, disable=None):
+            missing = [plan for plan in plans if committed(out, plan, shard) is None]
+            if not missing:
+                continue
+            tensors = compute(shard, [plan.name for plan in missing])
+            for plan in missing:
+                commit(out, plan, shard, tensors[plan.name])
+
+    run_forked(work, len(mine))
 
 
 def collect(out: str, plans: Iterable[ColumnPlan], shards: Sequence[Shard], manifest: Manifest) -> Manifest:
@@ -120,9 +126,11 @@ def committed(out: str, plan: ColumnPlan, shard: Shard) -> ColumnPart | None:
 
 def commit(out: str, plan: ColumnPlan, shard: Shard, tensors: Tensors) -> ColumnPart:
     """Publish one shard's rows; returns the part that counts (the first committed one)."""
+    header = {"column": plan.name, "shard": shard.name, "uids_sha256": shard.uids_sha256}
+    # One metadata key: safetensors writes several in an order that changes from call to call.
     data = save_safetensors(
         {name: tensor.contiguous() for name, tensor in sorted(tensors.items())},
-        metadata={"column": plan.name, "shard": shard.name, "uids_sha256": shard.uids_sha256},
+        metadata={"header": json.dumps(header, sort_keys=True)},
     )
     sha256 = hashlib.sha256(data).hexdigest()
     path = f"{plan.name}/{shard.name}-{sha256[:16]}.safetensors"
@@ -147,7 +155,7 @@ class ColumnReader:
             raise IntegrityError(f"column '{column.name}': has no rows for shard '{shard.name}'.")
         self._path = storage.local_copy(storage.join(folder, part.path), sha256=part.sha256)
         self._handle: Any = None
-        metadata = self._open().metadata() or {}
+        metadata = json.loads((self._open().metadata() or {}).get("header", "{}"))
         if metadata.get("uids_sha256") != shard.uids_sha256:
             raise IntegrityError(
                 f"column '{column.name}': '{self._path.name}' has rows of uids {metadata.get('uids_sha256', '')[:12]}, "

@@ -8,8 +8,25 @@ import open_clip
 import torch
 from timm.models import register_model
 from timm.models.fastvit import FastVit, RepConditionalPosEnc
+from timm.models.resnet import BasicBlock, ResNet
 
 CONFIGS = Path(__file__).parent / "configs"
+
+
+@register_model
+def resnet10_slim(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+    """A ten-layer residual network of half width: what a small teacher trained from scratch looks at pictures with.
+
+    Args:
+        pretrained: Must be false: there are no published weights.
+        kwargs: timm's usual ones.
+    """
+    _check(pretrained, kwargs)
+    model = ResNet(
+        BasicBlock, layers=(1, 1, 1, 1), channels=(32, 64, 128, 256), stem_width=16, stem_type="deep", **kwargs
+    )
+    model.default_cfg = model.pretrained_cfg = {"architecture": "resnet10_slim", "pool_size": (2, 2)}
+    return model
 
 
 @register_model
@@ -20,11 +37,7 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
         pretrained: Must be false: there are no published weights.
         kwargs: timm's usual ones (`num_classes`, `drop_path_rate`, ...).
     """
-    if pretrained:
-        raise ValueError("fastvit_mci_tiny: got pretrained=True, there are no published weights.")
-    kwargs.pop("pretrained_cfg", None)
-    kwargs.pop("pretrained_cfg_overlay", None)
-    kwargs.pop("cache_dir", None)
+    _check(pretrained, kwargs)
     model = FastVit(
         layers=(1, 1, 2, 1),
         embed_dims=(24, 48, 96, 192),
@@ -37,6 +50,13 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
     )
     model.default_cfg = model.pretrained_cfg = {"architecture": "fastvit_mci_tiny", "pool_size": (2, 2)}
     return model
+
+
+def _check(pretrained: bool, kwargs: dict[str, Any]) -> None:
+    if pretrained:
+        raise ValueError("pretrained: got True, the project's own architectures have no published weights.")
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # of use to timm's own builder only
+        kwargs.pop(name, None)
 
 
 def register() -> None:

@@ -8,9 +8,11 @@ from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
+from mobileclip.parallel import run_all
 from mobileclip.report import Tracker
 from mobileclip.training.contrastive import (
     Reinforcement,
+    log_history,
     retrieval_validation,
     train_clip,
     write_history,
@@ -47,8 +49,10 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, 
         runs["control"] = (Reinforcement(), ())
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
-    for name, (reinforcement, synthetic) in runs.items():
-        results[name] = _train(config, name, reinforcement, synthetic, data, content, out, tracker)
+    outcomes = run_all([(_train, (config, name, *what, data, out)) for name, what in runs.items()])
+    for name, result in zip(runs, outcomes, strict=True):
+        results[name] = result
+        log_history(tracker, result)
         last = results[name].history[-1]
         metrics |= {f"{name}/{k}": v for k, v in last.items() if k == "loss" or k.startswith("validation/")}
     write_history(out, list(results.values()))
@@ -63,10 +67,10 @@ def _train(
     reinforcement: Reinforcement,
     synthetic: tuple[str, ...],
     data: str,
-    content: Manifest,
     out: str,
-    tracker: Tracker,
 ) -> Result:
+    """Train and save one student, in a process of its own."""
+    content = manifest.read(data)
     torch.manual_seed(config.seed)  # student and control start from the same weights
     clip = zoo.load(config.model, pretrained=config.pretrained) if config.pretrained else zoo.create(config.model)
     recipe = Recipe(
@@ -77,7 +81,7 @@ def _train(
     result = train_clip(
         clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
         key={"data": content.digest(), "config": config.model_dump(mode="json")},
-        folder=storage.join(out, name), tracker=tracker, title=name,
+        folder=storage.join(out, name), title=name,
         validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
     )  # fmt: skip
     card = {

@@ -16,9 +16,11 @@ from mobileclip.data.shards import read_samples
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
+from mobileclip.parallel import run_all
 from mobileclip.report import Tracker
 from mobileclip.training.contrastive import (
     Reinforcement,
+    log_history,
     retrieval_validation,
     train_clip,
     train_heads,
@@ -44,25 +46,35 @@ def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: 
     Returns:
         Per teacher: last loss, and recall on the validation split where there is one.
     """
-    content = manifest.read(data)
+    outcomes = run_all([(_train_one, (config, teacher, out, data, towers)) for teacher in config.teachers])
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
-    for teacher in config.teachers:
-        torch.manual_seed(config.seed)
-        clip = _create(teacher, towers)
-        train_one = _train_locked if teacher.lock else _train_whole
-        result = train_one(teacher, clip, config, data, content, out, tracker)
+    for teacher, (result, scores) in zip(config.teachers, outcomes, strict=True):
         results[teacher.name] = result
-        card = {"stage": "train_teacher", "model": teacher.model, "dataset": content.digest(), "teacher": teacher.name}
-        zoo.save(storage.join(out, teacher.name), clip, license=_license(content), card=card)
-        metrics[f"{teacher.name}/loss"] = result.history[-1]["loss"]
-        validate = retrieval_validation(clip, data, content, caption_field=config.captions[0])
-        if validate is not None:
-            metrics |= {f"{teacher.name}/validation/{name}": value for name, value in validate().items()}
+        metrics |= scores
+        log_history(tracker, result)
     write_history(out, list(results.values()))
     samples = {t.name: t.training.steps * t.training.batch_size for t in config.teachers}
     write_timings(out, results, samples)
     return metrics
+
+
+def _train_one(
+    config: TrainTeacher, teacher: Teacher, out: str, data: str, towers: str
+) -> tuple[Result, dict[str, float]]:
+    """Train, save and score one teacher, in a process of its own."""
+    content = manifest.read(data)
+    torch.manual_seed(config.seed)
+    clip = _create(teacher, towers)
+    train_one = _train_locked if teacher.lock else _train_whole
+    result = train_one(teacher, clip, config, data, content, out)
+    card = {"stage": "train_teacher", "model": teacher.model, "dataset": content.digest(), "teacher": teacher.name}
+    zoo.save(storage.join(out, teacher.name), clip, license=_license(content), card=card)
+    scores = {f"{teacher.name}/loss": result.history[-1]["loss"]}
+    validate = retrieval_validation(clip, data, content, caption_field=config.captions[0])
+    if validate is not None:
+        scores |= {f"{teacher.name}/validation/{name}": value for name, value in validate().items()}
+    return result, scores
 
 
 def _create(teacher: Teacher, towers: str) -> zoo.Clip:
@@ -99,7 +111,7 @@ def _load_tower(module: torch.nn.Module, path: Path, teacher: str, *, allowed: t
 
 
 def _train_whole(
-    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str, tracker: Tracker
+    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str
 ) -> Result:
     recipe = Recipe(
         clip.preprocess, clip.tokenizer, config.captions[0], views=_VIEWS, selection=False, seed=config.seed
@@ -108,19 +120,19 @@ def _train_whole(
     return train_clip(
         clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
         key={"data": content.digest(), "seed": config.seed, "model": teacher.model},
-        folder=storage.join(out, teacher.name), tracker=tracker, title=teacher.name,
+        folder=storage.join(out, teacher.name), title=teacher.name,
     )  # fmt: skip
 
 
 def _train_locked(
-    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str, tracker: Tracker
+    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str
 ) -> Result:
     image, text, owners = _trunk_features(clip, config, data, content)
     digest = hashlib.sha256(image.numpy().tobytes() + text.numpy().tobytes()).hexdigest()
     return train_heads(
         clip, image, text, owners, teacher.training, seed=config.seed,
         key={"features": digest, "seed": config.seed, "model": teacher.model},
-        folder=storage.join(out, teacher.name), tracker=tracker, title=teacher.name,
+        folder=storage.join(out, teacher.name), title=teacher.name,
     )  # fmt: skip
 
 

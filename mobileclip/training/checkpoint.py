@@ -40,7 +40,7 @@ def save(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors["random"] = torch.get_rng_state()
-    header = {"key": key, "step": str(step), "history": json.dumps(history)}
+    header = {"header": json.dumps({"key": key, "step": step, "history": history})}
     data = save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata=header)
     storage.write_bytes(storage.join(folder, FILE), data)
 
@@ -63,7 +63,7 @@ def load(
     try:
         tensors = load_safetensors(data)
         size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size])["__metadata__"]
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])
     except Exception as error:  # noqa: BLE001 - safetensors raises its own SafetensorError
         raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
     if header["key"] != key:
@@ -75,7 +75,7 @@ def load(
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random"])
-    return int(header["step"]), _part(tensors, "mean/"), json.loads(header["history"])
+    return int(header["step"]), _part(tensors, "mean/"), header["history"]
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -43,7 +43,6 @@ def train_clip(
     seed: int,
     key: Mapping[str, Any],
     folder: str,
-    tracker: Tracker,
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
 ) -> Result:
@@ -57,7 +56,6 @@ def train_clip(
         seed: Seed of the order.
         key: All that decides the result, for the checkpoint.
         folder: Checkpoint folder.
-        tracker: Gets the learning curve.
         title: Name of the run.
         validate: Scores at every point of the curve.
     """
@@ -66,7 +64,7 @@ def train_clip(
     source = batch_source(dataset, config, seed)
     digest = spec_digest({**key, "training": config.model_dump(mode="json"), "title": title})
     return train(
-        model, loss, source, config, key=digest, folder=storage.join(folder, "checkpoint"), tracker=tracker,
+        model, loss, source, config, key=digest, folder=storage.join(folder, "checkpoint"),
         title=title, validate=validate,
     )  # fmt: skip
 
@@ -120,7 +118,9 @@ def retrieval_validation(
     tokens = torch.stack([item["text"] for item in items])
 
     def score() -> dict[str, float]:
-        image = torch.cat([clip.encode_image(image_tensor(p, clip.preprocess)) for p in torch.split(pixels, batch_size)])
+        image = torch.cat(
+            [clip.encode_image(image_tensor(p, clip.preprocess)) for p in torch.split(pixels, batch_size)]
+        )
         model: Any = clip.model
         text = torch.cat([model.encode_text(t, normalize=True).float() for t in torch.split(tokens, batch_size)])
         scores = image @ text.T
@@ -134,7 +134,7 @@ def retrieval_validation(
 
 def train_heads(
     clip: Clip, image: Tensor, text: Tensor, owners: Tensor, config: Training, *, seed: int, key: Mapping[str, Any],
-    folder: str, tracker: Tracker, title: str,
+    folder: str, title: str,
 ) -> Result:  # fmt: skip
     """Locked tuning on cached features: train the projections and the logit scale alone.
 
@@ -148,7 +148,6 @@ def train_heads(
         seed: Seed of order and draws.
         key: All that decides the result.
         folder: Checkpoint folder.
-        tracker: Gets the learning curve.
         title: Name of the run.
     """
     heads = LockedHeads(clip)
@@ -167,9 +166,7 @@ def train_heads(
         return {"loss": clip_loss(image_features, text_features, heads.logit_scale.exp())}
 
     digest = spec_digest({**key, "training": config.model_dump(mode="json"), "title": title})
-    return train(
-        heads, loss, source, config, key=digest, folder=storage.join(folder, "checkpoint"), tracker=tracker, title=title
-    )
+    return train(heads, loss, source, config, key=digest, folder=storage.join(folder, "checkpoint"), title=title)
 
 
 class LockedHeads(torch.nn.Module):
@@ -187,6 +184,13 @@ class LockedHeads(torch.nn.Module):
         """Trunk features to unit-norm embeddings."""
         normalize = torch.nn.functional.normalize
         return normalize(self.image_head(image), dim=-1), normalize(self.text_head(text), dim=-1)
+
+
+def log_history(tracker: Tracker, result: Result) -> None:
+    """Send a learning curve to the tracker, point by point."""
+    for point in result.history:
+        numbers = {k: v for k, v in point.items() if isinstance(v, float)}
+        tracker.log_metrics({f"{point['model']}/{k}": v for k, v in numbers.items()}, step=point["step"])
 
 
 def write_history(folder: str, histories: Sequence[Result]) -> None:

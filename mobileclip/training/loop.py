@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from mobileclip.config import Training
 from mobileclip.errors import MobileClipError
-from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.optimizer import create_optimizer, learning_rate
 
@@ -51,7 +50,6 @@ def train(
     *,
     key: str,
     folder: str,
-    tracker: Tracker,
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
 ) -> Result:
@@ -64,7 +62,6 @@ def train(
         config: Length, step size, precision.
         key: Digest of all that decides the result: names the run in its checkpoint.
         folder: Where checkpoints go.
-        tracker: Gets every point of the learning curve.
         title: Name of the run in progress bar and history.
         validate: Called at every point in eval mode; its scores join the history.
 
@@ -92,7 +89,6 @@ def train(
             if validate is not None:
                 point |= _validate(model, mean, validate)
             history.append(point)
-            tracker.log_metrics({f"{title}/{k}": v for k, v in point.items() if isinstance(v, float)}, step=done)
             progress.set_postfix(loss=f"{point['loss']:.3f}")
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
             checkpoint.save(folder, key=key, step=done, model=model, optimizer=optimizer, mean=mean, history=history)

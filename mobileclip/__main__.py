@@ -1,0 +1,113 @@
+"""The command line: `mobileclip STAGE`, `mobileclip run`, `mobileclip status` and a few tools. Loads no torch itself."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mobileclip import __version__
+from mobileclip.chain import CHAIN
+from mobileclip.errors import MobileClipError
+
+logger = logging.getLogger("mobileclip")
+
+TOOLS = {
+    "run": "run the whole chain, or a part of it; what is current is not run again",
+    "status": "show which stages are current, changed or missing",
+    "verify": "re-hash and check every file of a dataset, and replay stored views",
+    "models": "list the architectures with their sizes",
+    "trace": "print the lineage of a file or stage folder back to its data",
+    "history": "print the promotions of a registered model",
+    "rollback": "make the previous champion the champion again",
+    "explain": "print the gate's verdicts on a model version",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 the work failed, 2 bad input, 3 the gate refused a promotion.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "alembic", "mlflow", "botocore", "urllib3", "root", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        sys.stdout.write(_overview())
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"mobileclip {__version__}\n")
+        return 0
+    try:
+        return _dispatch(arguments[0], arguments[1:])
+    except MobileClipError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; a re-run goes on from what is committed\n")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {type(error).__name__}: {error} (--debug shows the trace)\n")
+        return 1
+
+
+def _dispatch(command: str, arguments: list[str]) -> int:
+    from mobileclip import commands
+
+    stages = {row.stage for row in CHAIN}
+    if command in stages:
+        return commands.stage(command, arguments)
+    if command not in TOOLS:
+        known = ", ".join([*(row.stage for row in CHAIN), *TOOLS])
+        sys.stderr.write(f"error: command: got '{command}', want one of {known}.\n")
+        return 2
+    tool: Any = getattr(commands, command)
+    return int(tool(_parser(command).parse_args(arguments)))
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"mobileclip {command}", description=TOOLS[command].capitalize() + ".")
+    if command in {"run", "status"}:
+        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="one section per stage")
+        parser.add_argument("--root", default="runs/local", help="folder or s3:// prefix; stage X writes ROOT/X")
+        parser.add_argument("--source", default="data/raw", help="folder with pictures and captions")
+        parser.add_argument("--towers", default="", help="folder with pretrained towers, if a teacher uses some")
+    if command == "run":
+        names = [row.stage for row in CHAIN]
+        parser.add_argument("--from", dest="first", choices=names, default=names[0], help="first stage")
+        parser.add_argument("--to", dest="last", choices=names, default=names[-1], help="last stage")
+        parser.add_argument("--force", action="store_true", help="run stages that are current, too")
+    if command == "verify":
+        parser.add_argument("data", help="folder or URI with a manifest")
+        parser.add_argument("--teachers", default="", help="train_teacher's output, to replay and re-embed views")
+        parser.add_argument("--samples", type=int, default=16, help="samples whose views are replayed and re-embedded")
+    if command == "trace":
+        parser.add_argument("path", help="a file or stage folder")
+    if command in {"history", "rollback", "explain"}:
+        parser.add_argument("model", help="name in the model registry")
+    if command == "rollback":
+        parser.add_argument("--why", required=True, help="reason, kept in the history")
+    if command == "explain":
+        parser.add_argument("version", help="model version")
+    return parser
+
+
+def _overview() -> str:
+    lines = ["usage: mobileclip COMMAND [options]   (mobileclip COMMAND --help shows every option)", "", "stages"]
+    lines += [f"  {row.stage:<20}{row.title}" for row in CHAIN]
+    lines += ["", "tools"] + [f"  {name:<20}{text}" for name, text in TOOLS.items()]
+    lines += ["", "  --version, --debug (show traces)", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""What each command of the CLI does; torch is loaded only by the ones that run a stage."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mobileclip import storage
+from mobileclip.chain import CHAIN, Step, step
+from mobileclip.config import Params, Section, read_params
+from mobileclip.entry import is_current, run_stage
+from mobileclip.errors import ConfigError, DataError, GateRefused
+
+
+def stage(name: str, arguments: list[str]) -> int:
+    """Run one stage: `mobileclip X --params FILE --out DIR --INPUT PATH ... [--config.KEY VALUE ...]`."""
+    row = step(name)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    known, _ = parser.parse_known_args(arguments)
+    wants_help = bool({"-h", "--help"} & set(arguments))
+    params = Params() if wants_help and not known.params.is_file() else read_params(known.params)
+    options = _stage_parser(row, known.params)
+    if wants_help:
+        options.print_help()
+        sys.stdout.write(f"\nKeys of the section '{name}' (defaults from {known.params}):\n")
+        tyro.cli(type(getattr(params, name)), args=["--help"], default=getattr(params, name), prog="--config.KEY VALUE")
+        return 0
+    chosen, rest = options.parse_known_args(arguments)
+    config = _override(getattr(params, name), rest, name)
+    inputs = {key: getattr(chosen, key) for key in row.names}
+    fan_out = {"group": chosen.group, "num_groups": chosen.num_groups, "merge": chosen.merge}
+    metrics = run_stage(name, config, out=chosen.out, options=fan_out if chosen.num_groups > 1 else None, **inputs)
+    _print_metrics(name, metrics)
+    return _exit_code(name, metrics)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the chain from a first to a last stage, skipping what is current."""
+    params = read_params(arguments.params)
+    names = [row.stage for row in CHAIN]
+    chosen = CHAIN[names.index(arguments.first) : names.index(arguments.last) + 1]
+    if not chosen:
+        raise ConfigError(f"run: --from {arguments.first} comes after --to {arguments.last}.")
+    console = Console(stderr=True)
+    pending = [row for row in chosen if arguments.force or _state(row, params, arguments) != "current"]
+    if not pending:
+        console.print(f"all {len(chosen)} stages are current in {arguments.root}")
+        return _summary(arguments.root)
+    from mobileclip import tracking
+
+    code = 0
+    with tracking.parent_run(Path(arguments.root).name):
+        for row in chosen:
+            # Asked again at its turn: an earlier stage that ran may have changed this one's inputs.
+            if not arguments.force and _state(row, params, arguments) == "current":
+                console.print(f"[dim]{row.stage:<20}current[/dim]")
+                continue
+            start = time.perf_counter()
+            metrics = run_stage(
+                row.stage,
+                getattr(params, row.stage),
+                out=storage.join(arguments.root, row.stage),
+                **_inputs(row, params, arguments),
+            )
+            console.print(f"{row.stage:<20}{time.perf_counter() - start:7.1f} s")
+            code = _exit_code(row.stage, metrics)
+    _summary(arguments.root)
+    return code
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Print each stage's state."""
+    params = read_params(arguments.params)
+    table = Table("stage", "state", "what it does", box=None)
+    for row in CHAIN:
+        table.add_row(row.stage, _state(row, params, arguments), row.title)
+    Console().print(table)
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Check a dataset; exit 1 on damage."""
+    from mobileclip.data.verify import verify as check
+
+    report = check(arguments.data, teachers=arguments.teachers, samples=arguments.samples)
+    sys.stdout.write(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    return 0
+
+
+def models(_: argparse.Namespace) -> int:
+    """List the architectures."""
+    from mobileclip.models.listing import describe_models
+
+    table = Table("model", "image M", "text M", "total M", "size", "context", "mean/std", box=None)
+    for row in describe_models():
+        table.add_row(*(str(value) for value in row))
+    Console().print(table)
+    return 0
+
+
+def trace(arguments: argparse.Namespace) -> int:
+    """Print the lineage of a file or stage folder."""
+    from mobileclip import lineage
+
+    sys.stdout.write(lineage.render(lineage.trace(arguments.path)) + "\n")
+    return 0
+
+
+def history(arguments: argparse.Namespace) -> int:
+    """Print the promotions of a registered model."""
+    from mobileclip import promotion
+
+    return _print_rows(promotion.history(arguments.model))
+
+
+def rollback(arguments: argparse.Namespace) -> int:
+    """Make the previous champion the champion again."""
+    from mobileclip import promotion
+
+    return _print_rows([promotion.rollback(arguments.model, why=arguments.why)])
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print the gate's verdicts on a version."""
+    from mobileclip import promotion
+
+    return _print_rows(promotion.explain(arguments.model, arguments.version))
+
+
+def _stage_parser(row: Step, params: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"mobileclip {row.stage}", description=row.title.capitalize() + ".", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("--params", type=Path, default=params, help="params file with the section")
+    parser.add_argument("--out", required=True, help="output folder or s3:// prefix")
+    for name in row.names:
+        optional = name in row.optional
+        source = row.inputs.get(name, "your data")
+        parser.add_argument(
+            f"--{name}",
+            required=not optional,
+            default="",
+            help=f"input: output of {source}" + (" (optional)" if optional else ""),
+        )
+    parser.add_argument("--group", type=int, default=0, help="unit of work of this process (stages that fan out)")
+    parser.add_argument("--num-groups", type=int, default=1, help="number of units")
+    parser.add_argument("--merge", action="store_true", help="check that all units are done and publish")
+    return parser
+
+
+def _override(config: Section, rest: list[str], name: str) -> Section:
+    """Apply `--config.KEY VALUE` to the section read from the params file."""
+    if not rest:
+        return config
+    if any(a.startswith("--") and not a.startswith("--config.") for a in rest):
+        raise ConfigError(f"{name}: unknown option {[a for a in rest if a.startswith('--')]}; keys are --config.KEY.")
+    flags = ["--" + a.removeprefix("--config.") if a.startswith("--config.") else a for a in rest]
+    values = config.model_dump(mode="json")
+    pairs = dict(zip(flags[::2], flags[1::2], strict=False))
+    if len(flags) % 2:
+        raise ConfigError(f"{name}: '{rest[-1]}' has no value.")
+    import yaml
+
+    for flag, value in pairs.items():
+        *path, last = flag.removeprefix("--").replace("-", "_").split(".")
+        place: Any = values
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.get(part, {})
+        place[last] = yaml.safe_load(value)
+    from mobileclip.config import check_section
+
+    return check_section(name, values)
+
+
+def _inputs(row: Step, params: Params, arguments: argparse.Namespace) -> dict[str, str]:
+    inputs = {name: storage.join(arguments.root, stage) for name, stage in row.inputs.items()}
+    if "source" in row.external:
+        inputs["source"] = arguments.source
+    if "towers" in row.external:
+        inputs["towers"] = arguments.towers
+    return {name: uri for name, uri in inputs.items() if uri or name not in row.optional}
+
+
+def _state(row: Step, params: Params, arguments: argparse.Namespace) -> str:
+    out = storage.join(arguments.root, row.stage)
+    if not storage.exists(storage.join(out, "record.json")):
+        return "missing"
+    current = is_current(row.stage, getattr(params, row.stage), out, _inputs(row, params, arguments))
+    return "current" if current else "changed"
+
+
+def _summary(root: str) -> int:
+    """Print the result table and where the report lies."""
+    uri = storage.join(root, "evaluate", "results.json")
+    if storage.exists(uri):
+        from mobileclip.evaluation.summary import result_table
+
+        Console().print(result_table(json.loads(storage.read_bytes(uri))))
+        sys.stdout.write(f"report: {storage.join(root, 'evaluate', 'report.html')}\n")
+    return 0
+
+
+def _print_metrics(name: str, metrics: dict[str, float]) -> None:
+    table = Table(name, "", box=None)
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.6g}")
+    Console(width=min(120, Console().width) if os.isatty(1) else 120).print(table)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> int:
+    if not rows:
+        raise DataError("registry: nothing is recorded under that name.")
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+    return 0
+
+
+def _exit_code(name: str, metrics: dict[str, float]) -> int:
+    return GateRefused.exit_code if name == "promote" and not metrics.get("promoted", 1.0) else 0
