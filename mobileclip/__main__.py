@@ -1,4 +1,4 @@
-"""The command line: `mobileclip STAGE`, `mobileclip run`, `mobileclip status` and a few tools. Loads no torch itself."""
+"""The command line: stages, `mobileclip run`, `mobileclip status` and a few tools. Loads no torch itself."""
 
 import argparse
 import logging

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
                 row.stage,
                 getattr(params, row.stage),
                 out=storage.join(arguments.root, row.stage),
-                **_inputs(row, params, arguments),
+                **_inputs(row, arguments),
             )
             console.print(f"{row.stage:<20}{time.perf_counter() - start:7.1f} s")
             code = _exit_code(row.stage, metrics)
@@ -108,7 +108,7 @@ def models(_: argparse.Namespace) -> int:
 
 def trace(arguments: argparse.Namespace) -> int:
     """Print the lineage of a file or stage folder."""
-    from mobileclip import lineage
+    from mobileclip.lineage import trace as lineage
 
     sys.stdout.write(lineage.render(lineage.trace(arguments.path)) + "\n")
     return 0
@@ -180,7 +180,7 @@ def _override(config: Section, rest: list[str], name: str) -> Section:
     return check_section(name, values)
 
 
-def _inputs(row: Step, params: Params, arguments: argparse.Namespace) -> dict[str, str]:
+def _inputs(row: Step, arguments: argparse.Namespace) -> dict[str, str]:
     inputs = {name: storage.join(arguments.root, stage) for name, stage in row.inputs.items()}
     if "source" in row.external:
         inputs["source"] = arguments.source
@@ -193,7 +193,7 @@ def _state(row: Step, params: Params, arguments: argparse.Namespace) -> str:
     out = storage.join(arguments.root, row.stage)
     if not storage.exists(storage.join(out, "record.json")):
         return "missing"
-    current = is_current(row.stage, getattr(params, row.stage), out, _inputs(row, params, arguments))
+    current = is_current(row.stage, getattr(params, row.stage), out, _inputs(row, arguments))
     return "current" if current else "changed"
 
 

@@ -9,7 +9,6 @@ standard deviation without a word, which is wrong for most MobileCLIP models.
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -111,9 +110,9 @@ def create(model: str, *, text_folder: Path | None = None) -> Clip:
     Raises:
         ConfigError: Unknown name.
     """
-    config = _architecture(model)
+    config = architecture(model)
     built = _build(config, text_folder)
-    preprocess = _default_preprocess(model, config)
+    preprocess = default_preprocess(model, config)
     tokenizer = _tokenizer(config, text_folder)
     return Clip(built, preprocess, tokenizer, config, model, "", "Apache-2.0", str(text_folder or ""))
 
@@ -180,12 +179,12 @@ def image_tensor(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def copy_text_folder(source: Path, target: Path) -> None:
-    """Copy a Hugging Face text tower's configuration and tokenizer."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
+def architecture(model: str) -> dict[str, Any]:
+    """open_clip's `model_cfg` of an architecture name.
 
-
-def _architecture(model: str) -> dict[str, Any]:
+    Raises:
+        ConfigError: Unknown name.
+    """
     register()
     config = get_model_config(model)
     if config is None:
@@ -193,6 +192,17 @@ def _architecture(model: str) -> dict[str, Any]:
             f"model: unknown architecture '{model}', want an open_clip name or one of {', '.join(own_names())}."
         )
     return deepcopy(config)
+
+
+def default_preprocess(model: str, config: dict[str, Any]) -> Preprocess:
+    """Preprocessing of a fresh model: MobileCLIP's own models take plain 0-1 pixels, the others OpenAI's statistics."""
+    size = config["vision_cfg"]["image_size"]
+    size = int(size if isinstance(size, int) else size[0])
+    if config["vision_cfg"].get("timm_model_name") == "tf_efficientnet_lite0":
+        return Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    if model in own_names() or (model.startswith("MobileCLIP") and not model.endswith(("S3", "S4", "L-14"))):
+        return Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
+    return Preprocess(size, tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD), "bicubic")
 
 
 def _build(config: dict[str, Any], text_folder: Path | None) -> torch.nn.Module:
@@ -212,17 +222,6 @@ def _build(config: dict[str, Any], text_folder: Path | None) -> torch.nn.Module:
     else:
         built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
     return built.eval()  # type: ignore[no-any-return]
-
-
-def _default_preprocess(model: str, config: dict[str, Any]) -> Preprocess:
-    """Preprocessing of a fresh model: MobileCLIP's own models take plain 0-1 pixels, the others OpenAI's statistics."""
-    size = config["vision_cfg"]["image_size"]
-    size = int(size if isinstance(size, int) else size[0])
-    if config["vision_cfg"].get("timm_model_name") == "tf_efficientnet_lite0":
-        return Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
-    if model in own_names() or (model.startswith("MobileCLIP") and not model.endswith(("S3", "S4", "L-14"))):
-        return Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
-    return Preprocess(size, tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD), "bicubic")
 
 
 def _tokenizer(config: dict[str, Any], text_folder: Path | None) -> Callable[[Sequence[str]], torch.Tensor]:
