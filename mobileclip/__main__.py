@@ -17,6 +17,7 @@ TOOLS = {
     "run": "run the whole chain, or a part of it; what is current is not run again",
     "status": "show which stages are current, changed or missing",
     "verify": "re-hash and check every file of a dataset, and replay stored views",
+    "params": "print a params file with every key and its meaning",
     "models": "list the architectures with their sizes",
     "trace": "print the lineage of a file or stage folder back to its data",
     "history": "print the promotions of a registered model",
@@ -97,7 +98,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     if command == "rollback":
         parser.add_argument("--why", required=True, help="reason, kept in the history")
     if command == "explain":
-        parser.add_argument("version", help="model version")
+        parser.add_argument("version", nargs="?", default="champion", help="model version or alias")
+    if command == "params":
+        parser.add_argument(
+            "params", nargs="?", type=Path, help="params file to complete with comments; default: built in"
+        )
     return parser
 
 

@@ -16,7 +16,7 @@ from mobileclip import storage
 from mobileclip.chain import CHAIN, Step, step
 from mobileclip.config import Params, Section, read_params
 from mobileclip.entry import is_current, run_stage
-from mobileclip.errors import ConfigError, DataError, GateRefused
+from mobileclip.errors import ConfigError, GateRefused
 
 
 def stage(name: str, arguments: list[str]) -> int:
@@ -108,31 +108,46 @@ def models(_: argparse.Namespace) -> int:
 
 def trace(arguments: argparse.Namespace) -> int:
     """Print the lineage of a file or stage folder."""
-    from mobileclip.lineage import trace as lineage
+    from mobileclip.lineage.trace import trace as follow
+    from mobileclip.lineage.view import render
 
-    sys.stdout.write(lineage.render(lineage.trace(arguments.path)) + "\n")
+    Console().print(render(follow(arguments.path)))
     return 0
 
 
 def history(arguments: argparse.Namespace) -> int:
     """Print the promotions of a registered model."""
-    from mobileclip import promotion
+    from mobileclip import tables
+    from mobileclip.promotion import log
 
-    return _print_rows(promotion.history(arguments.model))
+    Console().print(tables.render(log.history(arguments.model)))
+    return 0
 
 
 def rollback(arguments: argparse.Namespace) -> int:
     """Make the previous champion the champion again."""
-    from mobileclip import promotion
+    from mobileclip import tables
+    from mobileclip.promotion import log
 
-    return _print_rows([promotion.rollback(arguments.model, why=arguments.why)])
+    Console().print(tables.render([log.rollback(arguments.model, why=arguments.why)]))
+    return 0
 
 
 def explain(arguments: argparse.Namespace) -> int:
     """Print the gate's verdicts on a version."""
-    from mobileclip import promotion
+    from mobileclip import tables
+    from mobileclip.promotion import log
 
-    return _print_rows(promotion.explain(arguments.model, arguments.version))
+    Console().print(tables.render_all(log.explain(arguments.model, arguments.version)))
+    return 0
+
+
+def params(arguments: argparse.Namespace) -> int:
+    """Print a complete params file."""
+    from mobileclip.params_file import render
+
+    sys.stdout.write(render(read_params(arguments.params) if arguments.params else Params()))
+    return 0
 
 
 def _stage_parser(row: Step, params: Path) -> argparse.ArgumentParser:
@@ -213,16 +228,6 @@ def _print_metrics(name: str, metrics: dict[str, float]) -> None:
     for key, value in metrics.items():
         table.add_row(key, f"{value:.6g}")
     Console(width=min(120, Console().width) if os.isatty(1) else 120).print(table)
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> int:
-    if not rows:
-        raise DataError("registry: nothing is recorded under that name.")
-    table = Table(*rows[0], box=None)
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
-    return 0
 
 
 def _exit_code(name: str, metrics: dict[str, float]) -> int:
