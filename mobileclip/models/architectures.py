@@ -10,6 +10,9 @@ from timm.models import register_model
 from timm.models.fastvit import FastVit, RepConditionalPosEnc
 from timm.models.resnet import BasicBlock, ResNet
 
+import os
+
+LS = float(os.environ.get("LS", "1e-5"))
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -46,6 +49,7 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
         pos_embs=(None, None, None, partial(RepConditionalPosEnc, spatial_shape=(3, 3))),
         token_mixers=("repmixer", "repmixer", "repmixer", "attention"),
         lkc_use_act=True,
+        layer_scale_init_value=LS,
         **kwargs,
     )
     model.default_cfg = model.pretrained_cfg = {"architecture": "fastvit_mci_tiny", "pool_size": (2, 2)}

@@ -9,6 +9,7 @@ from mobileclip.models.zoo import Clip, image_tensor
 
 def embed_pixels(clip: Clip, pixels: torch.Tensor, *, batch_size: int) -> torch.Tensor:
     """uint8 [n, 3, size, size] at the model's own size to unit-norm float32 [n, dim]."""
+    clip.model.to(memory_format=torch.channels_last)
     parts = [clip.encode_image(image_tensor(part, clip.preprocess)) for part in torch.split(pixels, batch_size)]
     return _unit(torch.cat(parts))
 
@@ -16,9 +17,10 @@ def embed_pixels(clip: Clip, pixels: torch.Tensor, *, batch_size: int) -> torch.
 def embed_texts(clip: Clip, texts: Sequence[str], *, batch_size: int) -> torch.Tensor:
     """Texts to unit-norm float32 [len(texts), dim]; equal texts are embedded once.
 
-    Distinct texts are embedded in sorted order, so a text's vector depends on the set of texts alone.
+    Distinct texts are embedded in a fixed order, so a text's vector depends on the set of texts alone; that order goes
+    by length, which keeps padding short.
     """
-    distinct = sorted(set(texts))
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
     parts = [clip.encode_text(distinct[i : i + batch_size]) for i in range(0, len(distinct), batch_size)]
     place = {text: index for index, text in enumerate(distinct)}
     return _unit(torch.cat(parts))[[place[text] for text in texts]]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mobileclip.errors import ConfigError
+from mobileclip.models.beam import search
 from mobileclip.models.zoo import Clip
 
 # Matrix products of 16 or more rows give each row the same bits whatever the number of rows (measured with MKL on
@@ -32,20 +33,22 @@ class Sampling:
     """How tokens are drawn; the order of the operations is open_clip's: length, then filter, then temperature.
 
     Attributes:
-        method: `greedy`, or a draw from the `top_p` nucleus or the `top_k` likeliest tokens.
+        method: `greedy`, a draw from the `top_p` nucleus or the `top_k` likeliest tokens, or `beam` search.
         top_p: Mass of the nucleus, in (0, 1].
         top_k: Tokens kept by `top_k`.
         temperature: Divides the logits of the tokens that are kept.
+        num_beams: Hypotheses kept by `beam`.
         min_tokens: No end token before this length, start token included.
         max_tokens: Longest caption, start and end token included.
     """
 
-    method: Literal["greedy", "top_p", "top_k"] = "top_p"
+    method: Literal["greedy", "top_p", "top_k", "beam"] = "top_p"
     top_p: float = 0.9
     top_k: int = 50
     temperature: float = 1.0
     min_tokens: int = 5
     max_tokens: int = 30
+    num_beams: int = 6
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def generate(
     Args:
         model: An open_clip `CoCa` in eval mode.
         images: Normalized pixels float32 [batch, 3, size, size].
-        draws: Uniform numbers in [0, 1), float64 [batch, captions, max_tokens]; unused by `greedy`.
+        draws: Uniform numbers in [0, 1), float64 [batch, captions, max_tokens]; `greedy` and `beam` use the shape alone.
         sampling: How tokens are drawn.
         specials: Ids of start, end and padding.
 
@@ -116,11 +119,17 @@ def generate(
         int64 [batch, captions, max_tokens]: start token, words, end token, then padding.
     """
     batch, captions = draws.shape[:2]
-    missing = max(0, -(-MIN_ROWS // captions) - batch)
+    rows = sampling.num_beams if sampling.method == "beam" else captions
+    missing = max(0, -(-MIN_ROWS // rows) - batch)
     images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-    draws = torch.cat([draws, draws[-1:].expand(missing, -1, -1)]).flatten(0, 1).to(images.device)
     image_tokens = model._encode_image(images)[1]  # type: ignore[operator]  # noqa: SLF001 - open_clip has no other way to them
-    decoder = CachedDecoder(model, image_tokens, captions=captions, max_tokens=sampling.max_tokens)
+    decoder = CachedDecoder(model, image_tokens, captions=rows, max_tokens=sampling.max_tokens)
+    if sampling.method == "beam":
+        return search(
+            decoder, batch=batch + missing, captions=captions, beams=rows, min_tokens=sampling.min_tokens,
+            max_tokens=sampling.max_tokens, start=specials.start, end=specials.end, pad=specials.pad,
+        )[:batch]  # fmt: skip
+    draws = torch.cat([draws, draws[-1:].expand(missing, -1, -1)]).flatten(0, 1).to(images.device)
     tokens = _decode(decoder.step, draws, sampling, specials)
     return tokens.view(batch + missing, captions, -1)[:batch]
 
@@ -204,6 +213,7 @@ class CachedDecoder:
     Cross-attention keys and values are computed once per image; its captions are the queries of one attention call.
 
     Attributes:
+        device: Where it computes.
         length: Positions read so far.
     """
 
@@ -218,6 +228,7 @@ class CachedDecoder:
         """
         self._model = model
         self._batch, self._captions = image_tokens.shape[0], captions
+        self.device = image_tokens.device
         self.length = 0
         decoder = model.text_decoder
         self._cross = [_image_keys_values(block, image_tokens) for block in decoder.cross_attn]
@@ -252,6 +263,10 @@ class CachedDecoder:
         self.length += 1
         x = decoder.ln_final(x)
         return x if decoder.text_projection is None else x @ decoder.text_projection
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let every row go on from the row named for it (of the same image): int64 [batch * captions]."""
+        self._own = [cache[:, rows] for cache in self._own]
 
 
 def _decode(step: Callable[[Tensor], Tensor], draws: Tensor, sampling: Sampling, specials: Specials) -> Tensor:

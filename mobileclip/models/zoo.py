@@ -92,12 +92,18 @@ class Clip:
     @torch.no_grad()
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Normalized pixels float32 [batch, 3, size, size] to unit-norm embeddings [batch, dim]."""
+        images = images.contiguous(memory_format=torch.channels_last)  # a third faster for convolutions on CPU
         return self.model.encode_image(images, normalize=True).float()  # type: ignore[operator, no-any-return]
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts to unit-norm embeddings [len(texts), dim]."""
-        return self.model.encode_text(self.tokenizer(list(texts)), normalize=True).float()  # type: ignore[operator, no-any-return]
+        tokens = self.tokenizer(list(texts))
+        if "hf_model_name" in self.config["text_cfg"]:
+            # These towers mask their padding, so columns that are padding in every row change nothing but the cost.
+            pad = self.model.text.config.pad_token_id  # type: ignore[union-attr]
+            tokens = tokens[:, : max(1, int((tokens != pad).sum(dim=1).max()))]
+        return self.model.encode_text(tokens, normalize=True).float()  # type: ignore[operator]
 
 
 def create(model: str, *, text_folder: Path | None = None) -> Clip:

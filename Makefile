@@ -1,0 +1,54 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+export PYTHONUNBUFFERED := 1
+
+# uv from PATH, else one of our own in .uv: a fresh machine needs Python and its venv module alone.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+RUN := $(UV) run --frozen --no-sync
+ROOT ?= runs/demo
+
+.PHONY: help setup system demo test lint format bench images compile ui clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.complete  ## Make .venv with every extra, as locked
+
+.venv/.complete: pyproject.toml uv.lock
+	@command -v $(UV) >/dev/null || { python3 -m venv .uv && .uv/bin/pip install --quiet uv; }
+	$(UV) sync --frozen --all-extras --compile-bytecode
+	@touch $@
+
+system:  # Chromium, for the tests of the pages
+	@./.ci/system-packages
+
+demo: setup  ## Fetch the demo's pictures and run the whole chain on them
+	$(RUN) python -m examples.emoji --out data/raw/emoji
+	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers
+
+test: setup system  ## Run all tests
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadgroup
+
+lint: setup  ## Ruff and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: setup  ## Format the code
+	$(RUN) ruff check --fix-only --quiet .
+	$(RUN) ruff format --quiet .
+
+bench: setup  ## Print the benchmark tables
+	OMP_NUM_THREADS=1 $(RUN) python -m benchmarks
+
+compile: setup  ## Compile the Kubeflow pipelines to build/pipelines
+	$(RUN) python -m pipelines.compile --out build/pipelines
+
+images:  ## Build the container images
+	docker build --target train --tag mobileclip-pipelines:$$(grep -m1 '^version' pyproject.toml | cut -d'"' -f2) --file docker/Dockerfile .
+
+ui: setup  ## Open the MLflow page of the local runs
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
+clean:  ## Remove what runs and tools have written, but not the fetched pictures
+	rm -rf runs build dist mlflow.db mlruns mlartifacts local_outputs .pytest_cache .mypy_cache .ruff_cache
