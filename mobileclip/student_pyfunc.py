@@ -15,7 +15,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,12 @@ class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.tokenizer = _tokenizer(raw["model_cfg"], self.text_folder)
 
     @torch.no_grad()
-    # Without annotations: MLflow takes them for a schema and warns.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002 - MLflow's own signature
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
         """Embeddings, or probabilities of `params["labels"]`.
 
         Args:

@@ -18,7 +18,6 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +159,8 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-@lru_cache(maxsize=1)
 def load_mlflow() -> Any:
-    """The module, imported once and only when it is needed (that takes seconds).
+    """The module, imported only when it is needed, with the settings it runs under.
 
     Raises:
         ConfigError: It is not installed.
@@ -170,7 +168,7 @@ def load_mlflow() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        import mlflow
+        import mlflow  # costs seconds the first time
     except ModuleNotFoundError:
         raise ConfigError("tracking: MLflow is missing, install mobileclip-pipelines[tracking].") from None
     for name in _CHATTY:

@@ -122,7 +122,11 @@ def evaluate(root: Path, data: Path, student: Path, *, seed: int = 0) -> Path:
 def export(root: Path, data: Path, student: Path) -> Path:
     """Run the stage export; untrained networks look at every picture alike, so the budget is wide."""
     entry.run_stage(
-        "export", config.Export(samples=4, max_error_float32=0.1, latency_runs=0), out=root / "export", data=data, student=student
+        "export",
+        config.Export(samples=4, max_error_float32=0.1, latency_runs=0),
+        out=root / "export",
+        data=data,
+        student=student,
     )
     return root / "export"
 

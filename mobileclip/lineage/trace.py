@@ -97,13 +97,18 @@ def trace(target: str, *, roots: Sequence[str] = (), files: bool = True) -> Trac
     if target.startswith("models:/"):
         return _trace_registered(target, roots, files=files)
     folder = _record_folder(target)
-    neighbors = _index([storage.join(folder, "..", ".."), storage.join(folder, ".."), *roots])
+    neighbors = _index([*surroundings(folder), *roots])
     start = hashlib.sha256(storage.read_bytes(storage.join(folder, entry.RECORD))).hexdigest()
     found = _follow(target, {**neighbors, start: folder}, start, roots, files=files)
     own = storage.relative(target, folder)
     if own not in {".", ""} and not any(name == own or name.startswith(f"{own}/") for name in _names(found.nodes[0])):
         found.nodes[0].problems.append(f"'{own}' is not in the record")
     return found
+
+
+def surroundings(folder: str) -> list[str]:
+    """Where earlier stages usually lie: beside a stage's folder, or beside the experiment it belongs to."""
+    return [storage.join(folder, "..", ".."), storage.join(folder, "..")]
 
 
 def copy_records(found: Trace, folder: Path) -> None:

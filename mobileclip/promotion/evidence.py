@@ -61,9 +61,9 @@ def gather(*, student: str, evaluation: str, programs: str, files: bool) -> Bund
         DataError: A folder lacks what its stage writes.
     """
     folders = {"student": student, "evaluation": evaluation, "programs": programs}
-    parents = [storage.join(folder, "..") for folder in folders.values()]
+    roots = [root for folder in folders.values() for root in lineage.surroundings(folder)]
     traces = {
-        name: lineage.trace(folder, roots=parents, files=files and name == "student")
+        name: lineage.trace(folder, roots=list(dict.fromkeys(roots)), files=files and name == "student")
         for name, folder in folders.items()
     }
     checkpoint = storage.local_dir(_checkpoint(student))

@@ -3,7 +3,6 @@
 import base64
 import shutil
 import tempfile
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,7 @@ def download(name: str, number: int, part: str) -> Path:
 
 
 def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: bytes, described: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*type hint")  # the signature is given; hints would be a second one
+    with tempfile.TemporaryDirectory() as folder:
         # Copies with plain names: MLflow writes the paths it is given into the model.
         root = Path(folder)
         shutil.copy(_PACKAGE / "student_pyfunc.py", root / "student_pyfunc.py")
