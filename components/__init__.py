@@ -1,0 +1,1 @@
+"""Kubeflow components: one thin typed wrapper per stage around `mobileclip.entry.run_stage`."""

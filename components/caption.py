@@ -1,0 +1,72 @@
+"""Component `caption`: write synthetic captions; `caption_group` is one share of that work."""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.images import component
+
+
+@component
+def caption(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    captioner: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
+    parts: dsl.Input[list[dsl.Dataset]] = None,  # type: ignore[assignment]
+) -> None:
+    """Write M synthetic captions per image as a caption column, or put the groups' work together.
+
+    Args:
+        config: Section `caption` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; this stage writes `ROOT/caption`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        data: Reference to the dataset to caption.
+        out: Reference to the dataset with the caption column.
+        metrics: The stage's numbers.
+        captioner: Reference to the captioner, where the section asks for the trained one.
+        parts: What the groups of a fan-out left; absent: the stage runs whole.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+
+    where = stages.Run(root, code, generation)
+    count = io.count_parts(parts)
+    done = stages.run("caption", config, where, merge=count, data=io.read(data), captioner=io.read(captioner))
+    io.hand_over(done, out, metrics)
+
+
+@component
+def caption_group(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    group: str,
+    data: dsl.Input[dsl.Dataset],
+    part: dsl.Output[dsl.Dataset],
+    captioner: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
+) -> None:
+    """Write the captions of one group of shards; shards that are committed already are left alone.
+
+    Args:
+        config: Section `caption` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; all groups write to `ROOT/caption`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        group: `INDEX/COUNT`, such as `3/16`.
+        data: Reference to the dataset to caption.
+        part: Names the group.
+        captioner: Reference to the captioner, where the section asks for the trained one.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+
+    where = stages.Run(root, code, generation)
+    out = stages.run_group("caption", config, where, group=group, data=io.read(data), captioner=io.read(captioner))
+    io.write_part(part, group, out)

@@ -1,0 +1,36 @@
+"""Component `finetune_captioner`: pre-train and fine-tune CoCa."""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.images import component
+
+
+@component
+def finetune_captioner(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Pre-train a CoCa captioner on the alt text and fine-tune it on better captions.
+
+    Args:
+        config: Section `finetune_captioner` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; this stage writes `ROOT/finetune_captioner`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        data: Reference to the filtered dataset.
+        out: Reference to the captioner's checkpoint.
+        metrics: The stage's numbers.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+
+    where = stages.Run(root, code, generation)
+    done = stages.run("finetune_captioner", config, where, data=io.read(data))
+    io.hand_over(done, out, metrics)

@@ -1,0 +1,44 @@
+"""Component `promote`: register, gate, set aliases."""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.images import component
+
+
+@component
+def promote(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    student: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    programs: dsl.Input[dsl.Model],
+    out: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
+) -> None:
+    """Register the student with its evidence and let the gates decide on the champion alias.
+
+    Args:
+        config: Section `promote` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; this stage writes `ROOT/promote`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        student: Reference to distill's output.
+        evaluation: Reference to evaluate's output.
+        programs: Reference to export's output.
+        out: Reference to verdicts, lineage and model card.
+        metrics: The stage's numbers.
+        card: The model card.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+
+    where = stages.Run(root, code, generation)
+    given, scores, exported = io.read(student), io.read(evaluation), io.read(programs)
+    done = stages.run("promote", config, where, student=given, evaluation=scores, programs=exported)
+    io.hand_over(done, out, metrics)
+    io.show_file(done, "model_card.md", card)

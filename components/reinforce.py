@@ -1,0 +1,72 @@
+"""Component `reinforce`: store views and embeddings; `reinforce_group` is one share of that work."""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.images import component
+
+
+@component
+def reinforce(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    teachers: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
+    parts: dsl.Input[list[dsl.Dataset]] = None,  # type: ignore[assignment]
+) -> None:
+    """Store N views per image and every teacher's embeddings of them, or put the groups' work together.
+
+    Args:
+        config: Section `reinforce` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; this stage writes `ROOT/reinforce`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        data: Reference to the captioned dataset.
+        out: Reference to the reinforced dataset.
+        metrics: The stage's numbers.
+        teachers: Reference to the trained teachers, where the section names some of them.
+        parts: What the groups of a fan-out left; absent: the stage runs whole.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+
+    where = stages.Run(root, code, generation)
+    count = io.count_parts(parts)
+    done = stages.run("reinforce", config, where, merge=count, data=io.read(data), teachers=io.read(teachers))
+    io.hand_over(done, out, metrics)
+
+
+@component
+def reinforce_group(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    group: str,
+    data: dsl.Input[dsl.Dataset],
+    part: dsl.Output[dsl.Dataset],
+    teachers: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
+) -> None:
+    """Compute views and embeddings of one group of shards; shards that are committed already are left alone.
+
+    Args:
+        config: Section `reinforce` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; all groups write to `ROOT/reinforce`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        group: `INDEX/COUNT`, such as `3/16`.
+        data: Reference to the captioned dataset.
+        part: Names the group.
+        teachers: Reference to the trained teachers, where the section names some of them.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+
+    where = stages.Run(root, code, generation)
+    out = stages.run_group("reinforce", config, where, group=group, data=io.read(data), teachers=io.read(teachers))
+    io.write_part(part, group, out)
