@@ -1,0 +1,117 @@
+"""The arguments of a run: where it works, and the digests that keep caches honest."""
+
+import json
+import uuid
+from typing import Any
+
+from kfp.dsl.base_component import BaseComponent
+
+from mobileclip import entry, kubeflow_run, storage
+from mobileclip.errors import ConfigError
+from pipelines.defaults import Sections
+from pipelines.release import EARLIER
+
+MAX_BYTES = 10_000
+"""What a Kubeflow API server takes as a run's parameters (its setting MAX_PARAMETER_BYTES)."""
+_MAX_GROUPS = 400  # the status of every loop iteration is kept in one object of limited size
+
+
+def groups(count: int) -> list[str]:
+    """Names of `count` shares of work: `0/N` to `N-1/N`.
+
+    Raises:
+        ConfigError: There are none or too many.
+    """
+    if not 1 <= count <= _MAX_GROUPS:
+        raise ConfigError(
+            f"groups: got {count}, want 1 to {_MAX_GROUPS}; 10 to 100 are enough for any number of shards."
+        )
+    return [f"{index}/{count}" for index in range(count)]
+
+
+def build(
+    pipeline: BaseComponent, sections: Sections, *, root: str, num_groups: int, **external: str
+) -> dict[str, Any]:
+    """Arguments of a pipeline whose root and inputs are visible from here.
+
+    Args:
+        pipeline: The pipeline.
+        sections: Its sections; they decide on the generation.
+        root: Folder or `s3://` prefix of the run.
+        num_groups: Shares of the work of stages that fan out.
+        external: Inputs from outside the chain by name; empty = absent.
+
+    Raises:
+        ConfigError: An input is missing, or `num_groups` is out of range.
+        DataError: An input, or an earlier run's stage, is not there.
+    """
+    chosen = _choose(pipeline, root=root, num_groups=num_groups, **external)
+    for name, uri in external.items():
+        if f"{name}_digest" in _names(pipeline) and uri:
+            chosen[f"{name}_digest"] = entry.input_digest(uri)
+    chosen |= _earlier(pipeline, root)
+    wanted = {**chosen, **{stage: sections[stage] for stage in sections if stage in _names(pipeline)}}
+    return {**chosen, "generation": kubeflow_run.claim(root, wanted)}
+
+
+def build_remote(
+    pipeline: BaseComponent,
+    sections: Sections,
+    defaults: Sections,
+    *,
+    root: str,
+    num_groups: int,
+    digests: dict[str, str],
+    **external: str,
+) -> dict[str, Any]:
+    """Arguments of a run on a cluster, whose inputs this machine need not see.
+
+    Sections are sent where they differ from the package's own: a server takes 10 000 bytes of parameters.
+
+    Args:
+        pipeline: The pipeline.
+        sections: Sections of the run.
+        defaults: Sections the package was compiled with.
+        root: `s3://` prefix, or a folder in the cluster's data volume.
+        num_groups: Shares of the work of stages that fan out.
+        digests: Digests of external inputs by name, where they are known. Without them, or with a root that is not
+            visible from here, nothing is served from Kubeflow's cache: the records below the root decide.
+        external: Inputs from outside the chain by name; empty = absent.
+
+    Raises:
+        ConfigError: An input is missing, or the arguments are too large.
+    """
+    chosen = _choose(pipeline, root=root, num_groups=num_groups, **external)
+    chosen |= {f"{name}_digest": digest for name, digest in digests.items() if digest}
+    names = _names(pipeline)
+    chosen |= {stage: section for stage, section in sections.items() if stage in names and section != defaults[stage]}
+    visible = storage.is_s3(root)
+    if visible:
+        chosen |= _earlier(pipeline, root)
+    known = visible and all(digests.get(name) for name, uri in external.items() if uri and f"{name}_digest" in names)
+    wanted = {**chosen, **{stage: sections[stage] for stage in sections if stage in names}}
+    nonce = "" if known else uuid.uuid4().hex
+    chosen["generation"] = kubeflow_run.claim(root, {**wanted, "nonce": nonce}) if visible else nonce[:12]
+    size = len(json.dumps(chosen))
+    if size > MAX_BYTES:
+        raise ConfigError(f"params: the run's parameters are {size} bytes, the server takes {MAX_BYTES}.")
+    return chosen
+
+
+def _choose(pipeline: BaseComponent, *, root: str, num_groups: int, **external: str) -> dict[str, Any]:
+    given = {"root": root, "code": entry.code_digest(), "groups": groups(num_groups), **external}
+    inputs = pipeline.component_spec.inputs or {}
+    for name, spec in inputs.items():
+        if not spec.optional and not given.get(name):
+            raise ConfigError(f"{name}: missing, want a folder or URI.")
+    return {name: value for name, value in given.items() if name in inputs and value}
+
+
+def _earlier(pipeline: BaseComponent, root: str) -> dict[str, str]:
+    """Digests of what the pipeline takes over from an earlier run in the same root."""
+    wanted = [stage for stage in EARLIER if f"{stage}_digest" in _names(pipeline)]
+    return {f"{stage}_digest": entry.input_digest(storage.join(root, stage)) for stage in wanted}
+
+
+def _names(pipeline: BaseComponent) -> set[str]:
+    return set(pipeline.component_spec.inputs or {})

@@ -1,0 +1,108 @@
+"""What each stage gets on a cluster: one table by profile, and the names it expects there."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from kfp import dsl, kubernetes
+
+Profile = Literal["local", "cpu", "gpu"]
+PROFILES: tuple[str, ...] = get_args(Profile)
+
+SETTINGS = "mobileclip"
+"""ConfigMap and Secret of this name hold addresses and credentials; `deploy/` has both as templates."""
+VOLUME = "mobileclip-data"
+"""Claim mounted at /data: raw pictures and pretrained towers, or the whole root where there is no object store."""
+
+_FROM_CONFIG_MAP = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+_FROM_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one task may use.
+
+    Attributes:
+        cpu: Cores.
+        memory: Main memory.
+        gpus: Accelerators.
+        shared_memory: Size of /dev/shm, which loader processes need; empty = the runtime's 64 MiB.
+        retries: Starts after a failure; every stage goes on from what is committed.
+    """
+
+    cpu: str
+    memory: str
+    gpus: int = 0
+    shared_memory: str = ""
+    retries: int = 2
+
+
+_SMALL = Resources("1", "2Gi", retries=1)
+_CPU = Resources("4", "8Gi", shared_memory="2Gi")
+_GPU = Resources("12", "48Gi", gpus=1, shared_memory="16Gi")
+
+TABLE: dict[str, dict[str, Resources]] = {
+    "cpu": {
+        "prepare": Resources("2", "8Gi"),
+        "train_teacher": _CPU,
+        "filter": _CPU,
+        "finetune_captioner": _CPU,
+        "caption": _CPU,
+        "reinforce": _CPU,
+        "calibrate": Resources("2", "8Gi"),
+        "distill": _CPU,
+        "evaluate": _CPU,
+        "export": Resources("4", "8Gi", retries=1),
+        "promote": Resources("2", "4Gi", retries=1),
+        "reuse": _SMALL,
+        "finish": _SMALL,
+    },
+    "gpu": {
+        "prepare": Resources("8", "32Gi"),
+        "train_teacher": _GPU,
+        "filter": _GPU,
+        "finetune_captioner": _GPU,
+        "caption": _GPU,
+        "reinforce": _GPU,
+        "calibrate": Resources("4", "32Gi"),
+        "distill": _GPU,
+        "evaluate": _GPU,
+        "export": Resources("8", "32Gi", retries=1),
+        "promote": Resources("2", "8Gi", retries=1),
+        "reuse": _SMALL,
+        "finish": _SMALL,
+    },
+}
+
+
+def apply(task: dsl.PipelineTask, stage: str, profile: str) -> dsl.PipelineTask:
+    """Give a task its resources, environment and volumes; nothing in the profile `local`.
+
+    Args:
+        task: The task.
+        stage: Row of the table.
+        profile: Column of the table.
+    """
+    if profile == "local":
+        return task
+    row = TABLE[profile][stage]
+    task.set_cpu_request(row.cpu).set_cpu_limit(row.cpu).set_memory_request(row.memory).set_memory_limit(row.memory)
+    if row.gpus:
+        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(row.gpus)
+        kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    if row.shared_memory:
+        kubernetes.empty_dir_mount(
+            task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=row.shared_memory
+        )
+    if row.retries and stage != "finish":
+        task.set_retry(row.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+    return _connect(task)
+
+
+def _connect(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Addresses, credentials, the data volume, and the key by which all pods of a run find their MLflow parent."""
+    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in _FROM_CONFIG_MAP}, optional=True)
+    kubernetes.use_secret_as_env(task, SETTINGS, {name: name for name in _FROM_SECRET}, optional=True)
+    for variable in ("MOBILECLIP_PARENT_KEY", "KFP_RUN_ID"):
+        kubernetes.use_field_path_as_env(task, variable, _RUN_ID_LABEL)
+    return kubernetes.mount_pvc(task, pvc_name=VOLUME, mount_path="/data")
