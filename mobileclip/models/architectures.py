@@ -1,5 +1,6 @@
 """The architectures that are ours, registered with timm and open_clip so that both create them by name."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ import torch
 from timm.models import register_model
 from timm.models.fastvit import FastVit, RepConditionalPosEnc
 from timm.models.resnet import BasicBlock, ResNet
-
-import os
 
 LS = float(os.environ.get("LS", "1e-5"))
 CONFIGS = Path(__file__).parent / "configs"
@@ -42,14 +41,12 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
     """
     _check(pretrained, kwargs)
     model = FastVit(
-        layers=(1, 1, 2, 1),
+        layers=(1, 1, 1, 1),
         embed_dims=(24, 48, 96, 192),
         mlp_ratios=(3, 3, 3, 3),
-        se_downsamples=(False, False, True, True),
         pos_embs=(None, None, None, partial(RepConditionalPosEnc, spatial_shape=(3, 3))),
         token_mixers=("repmixer", "repmixer", "repmixer", "attention"),
         lkc_use_act=True,
-        layer_scale_init_value=LS,
         **kwargs,
     )
     model.default_cfg = model.pretrained_cfg = {"architecture": "fastvit_mci_tiny", "pool_size": (2, 2)}

@@ -111,7 +111,7 @@ def generate(
     Args:
         model: An open_clip `CoCa` in eval mode.
         images: Normalized pixels float32 [batch, 3, size, size].
-        draws: Uniform numbers in [0, 1), float64 [batch, captions, max_tokens]; `greedy` and `beam` use the shape alone.
+        draws: Uniform numbers in [0, 1), float64 [batch, captions, max_tokens]; `greedy` and `beam` use its shape.
         sampling: How tokens are drawn.
         specials: Ids of start, end and padding.
 
@@ -126,8 +126,8 @@ def generate(
     decoder = CachedDecoder(model, image_tokens, captions=rows, max_tokens=sampling.max_tokens)
     if sampling.method == "beam":
         return search(
-            decoder, batch=batch + missing, captions=captions, beams=rows, min_tokens=sampling.min_tokens,
-            max_tokens=sampling.max_tokens, start=specials.start, end=specials.end, pad=specials.pad,
+            decoder, batch=batch + missing, captions=captions, beams=rows,
+            lengths=(sampling.min_tokens, sampling.max_tokens), specials=(specials.start, specials.end, specials.pad),
         )[:batch]  # fmt: skip
     draws = torch.cat([draws, draws[-1:].expand(missing, -1, -1)]).flatten(0, 1).to(images.device)
     tokens = _decode(decoder.step, draws, sampling, specials)
