@@ -12,7 +12,7 @@ from onnx import load as load_model
 from tqdm import tqdm
 
 from mobileclip.config import Export
-from mobileclip.errors import ExportError
+from mobileclip.errors import ConfigError
 from mobileclip.formats import contract, onnx, proof
 from mobileclip.formats.contract import Program, Tower
 from mobileclip.formats.proof import Reference
@@ -40,7 +40,13 @@ class Plan:
 
 
 def plan(config: Export) -> list[Plan]:
-    """The programs a section asks for: int8 is dynamic quantization, which serves the text tower alone."""
+    """The programs a section asks for: int8 is dynamic quantization, which serves the text tower alone.
+
+    Raises:
+        ConfigError: There would be no image program.
+    """
+    if set(config.precisions) == {"int8"}:
+        raise ConfigError("export.precisions: got ['int8'], want float32 or float16 too, for the image tower.")
     return [
         Plan(tower, name, precision)
         for name in dict.fromkeys(config.formats)
@@ -62,10 +68,7 @@ def build(config: Export, towers: Towers, reference: Reference, folder: Path) ->
     Raises:
         ExportError: A program cannot be written, or misses its budget.
     """
-    plans = plan(config)
-    if not plans:
-        raise ExportError("export.precisions: got ['int8'] alone, which gives no image program.")
-    progress = tqdm(plans, desc="export", unit="program", disable=None)
+    progress = tqdm(plan(config), desc="export", unit="program", disable=None)
     return [_write_and_prove(item, config, towers, reference, folder) for item in progress]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import get_model_config, load_checkpoint
+from safetensors import SafetensorError
 from safetensors.torch import save as save_safetensors
 
 from mobileclip import storage
@@ -262,7 +263,7 @@ def _load_folder(uri: str, name: str) -> Clip:
     model = _build(config, text_folder)
     try:
         load_checkpoint(model, str(weights), strict=True)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise DataError(f"model: '{weights.name}' does not fit the architecture in '{uri}': {_first(error)}.") from None
     size = pre["size"] if isinstance(pre["size"], int) else pre["size"][0]
     preprocess = Preprocess(int(size), tuple(pre["mean"]), tuple(pre["std"]), pre["interpolation"])

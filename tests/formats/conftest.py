@@ -1,0 +1,59 @@
+"""One tiny student, split, written and proved once for all tests of the formats."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from mobileclip.config import Export
+from mobileclip.data.shards import Sample
+from mobileclip.formats import programs, proof
+from mobileclip.formats.towers import split
+from tests.models.perturbed import patterned_images, perturbed_clip
+
+
+@pytest.fixture(scope="session")
+def clip():
+    return perturbed_clip("tiny-mci")
+
+
+@pytest.fixture(scope="session")
+def samples():
+    words = ("red", "green", "blue", "striped", "dark", "bright", "wide", "narrow", "calm", "wild")
+    pixels = (patterned_images(10, 80, seed=1) * 255).round().to(torch.uint8)
+    return [
+        Sample(f"{index:03d}", _png(picture), {"captions": [f"a {word} pattern", "unused"]})
+        for index, (picture, word) in enumerate(zip(pixels, words, strict=True))
+    ]
+
+
+@pytest.fixture(scope="session")
+def reference(clip, samples):
+    return proof.refer(clip, samples)
+
+
+@pytest.fixture(scope="session")
+def towers(clip):
+    return split(clip)
+
+
+@pytest.fixture(scope="session")
+def section():
+    return Export(precisions=["float32", "float16", "int8"])
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="session")
+def written(section, towers, reference, folder):
+    return {program.path: program for program in programs.build(section, towers, reference, folder)}
+
+
+def _png(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
+    return stream.getvalue()

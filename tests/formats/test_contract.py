@@ -1,0 +1,105 @@
+"""The contract tells an app all it needs, survives a round trip, and refuses what is damaged or hostile."""
+
+import json
+
+import pytest
+
+from mobileclip.errors import DataError, IntegrityError
+from mobileclip.formats import contract, terms
+from mobileclip.models import zoo
+
+
+@pytest.fixture(scope="module")
+def agreed(clip, written):
+    return terms.agree(clip, list(written.values()), [], dataset_sha256="d" * 64)
+
+
+@pytest.fixture
+def saved(agreed, tmp_path):
+    (tmp_path / contract.FILE_NAME).write_bytes(agreed.to_bytes())
+    return tmp_path
+
+
+def test_round_trip(agreed, saved):
+    assert contract.read(saved) == agreed
+
+
+def test_says_how_to_feed_the_student(agreed, clip):
+    image, text = agreed.image, agreed.text
+    assert (image.input.name, image.input.dtype, image.input.minimum, image.input.maximum) == ("image", "float32", 0, 1)
+    assert image.input.shape == ["batch", 3, 64, 64]
+    assert (image.color_order, image.resize, image.interpolation) == ("RGB", "squash", clip.preprocess.interpolation)
+    assert image.normalization_in_program
+    assert (text.input.name, text.input.dtype, text.input.maximum) == ("text", "int32", 49407)
+    assert (text.tokenizer, text.start_id, text.end_id, text.pad_id) == ("clip-bpe", 49406, 49407, 0)
+    assert text.context_length == clip.model.context_length
+    assert text.causal is (clip.model.text.attn_mask is not None)
+    assert image.output.unit_norm
+    assert image.output.shape == ["batch", clip.embed_dim]
+    assert agreed.logit_scale == pytest.approx(clip.logit_scale)
+    assert agreed.license == clip.license
+
+
+def test_normalization_of_published_models_differs():
+    # MobileCLIP2-S0 takes plain pixels, S4 OpenAI's statistics: the contract must not guess.
+    means = {}
+    for name in ("MobileCLIP2-S0", "MobileCLIP2-S3"):
+        config = zoo.architecture(name)
+        described = zoo.Clip(None, zoo.default_preprocess(name, config), None, config, name, "", "")
+        means[name] = terms._image(described).mean
+    assert means["MobileCLIP2-S0"] == [0, 0, 0]
+    assert means["MobileCLIP2-S3"] == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4)
+
+
+def test_digests_are_the_files(agreed, folder):
+    for program in agreed.programs:
+        path = contract.check(folder, program)
+        assert path.stat().st_size == program.bytes
+
+
+def test_replaced_file_is_refused(agreed, folder, tmp_path):
+    program = agreed.programs[0]
+    (tmp_path / program.path).write_bytes((folder / program.path).read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match="damaged or was replaced"):
+        contract.check(tmp_path, program)
+    with pytest.raises(IntegrityError, match="missing"):
+        contract.check(tmp_path / "nowhere", program)
+
+
+def test_missing_program_is_named(agreed):
+    with pytest.raises(DataError, match=r"no onnx image program in int8, the export has image\.float32\.onnx"):
+        agreed.program("image", precision="int8")
+
+
+def test_damaged_contracts(agreed, saved, tmp_path):
+    path = saved / contract.FILE_NAME
+    with pytest.raises(DataError, match=r"no contract\.json"):
+        contract.read(tmp_path / "nowhere")
+    path.write_bytes(agreed.to_bytes()[:100])
+    with pytest.raises(IntegrityError, match="not JSON"):
+        contract.read(saved)
+    path.write_text(json.dumps({**json.loads(agreed.to_bytes()), "schema_version": 99}))
+    with pytest.raises(DataError, match=r"schema_version .* is 99, want 1"):
+        contract.read(saved)
+    path.write_text(json.dumps({**json.loads(agreed.to_bytes()), "embed_dim": "wide"}))
+    with pytest.raises(IntegrityError, match="embed_dim"):
+        contract.read(saved)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "a/../../b", "c:\\windows"])
+def test_paths_out_of_the_folder_are_refused(agreed, saved, name):
+    raw = json.loads(agreed.to_bytes())
+    raw["programs"][0]["path"] = name
+    (saved / contract.FILE_NAME).write_text(json.dumps(raw))
+    with pytest.raises(IntegrityError, match="leads out of the folder"):
+        contract.read(saved)
+
+
+def test_folder_digest_covers_names_and_bytes(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "a").write_bytes(b"12")
+    first = contract.digest(tmp_path / "package")
+    (tmp_path / "package" / "a").rename(tmp_path / "package" / "b")
+    second = contract.digest(tmp_path / "package")
+    assert first["bytes"] == second["bytes"] == 2
+    assert first["sha256"] != second["sha256"]

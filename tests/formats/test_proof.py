@@ -1,0 +1,86 @@
+"""The figures that decide, against hand calculations; programs that are wrong are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from mobileclip.errors import ExportError
+from mobileclip.formats import proof
+
+
+def test_error_is_relative_to_the_spread():
+    # Two rows at distance 1 from their mean (0, 3): spread sqrt(2). An error of 0.1 in one coordinate.
+    wanted = np.array([[-1.0, 3.0], [1.0, 3.0]], dtype=np.float32)
+    got = wanted + np.array([[0.1, 0.0], [0.0, 0.0]], dtype=np.float32)
+    assert proof.relative_error(got, wanted) == pytest.approx(0.1 / np.sqrt(2), rel=1e-6)
+    assert proof.relative_error(wanted, wanted) == 0
+
+
+def test_error_of_a_collapsed_student_is_infinite():
+    wanted = np.ones((3, 2), dtype=np.float32)
+    assert proof.relative_error(wanted, wanted) == np.inf
+
+
+def test_perfect_program(reference):
+    for tower in ("image", "text"):
+        figures = proof.prove(_lookup(reference, tower), tower, reference)
+        assert figures["error"] == 0
+        assert figures["max_abs"] == 0
+        assert figures["agreement"] == 1
+        assert figures["recall/change"] == 0
+        assert figures["cosine_min"] == pytest.approx(1, abs=1e-6)
+
+
+def test_small_error_behind_a_high_cosine_is_seen(reference):
+    """Constant embeddings know nothing, yet their cosine is high where the tower's cone is narrow."""
+    wanted = reference.text_features
+    mean = wanted.mean(0) / np.linalg.norm(wanted.mean(0))
+    figures = proof.prove(lambda rows: np.repeat(mean[None], len(rows), axis=0), "text", reference)
+    assert figures["error"] > 0.9
+    assert figures["cosine_min"] > 0.5
+    assert figures["recall/program"] <= figures["recall/student"]
+
+
+def test_worse_batch_size_counts(reference):
+    perfect = _lookup(reference, "text")
+    figures = proof.prove(lambda rows: perfect(rows) + np.float32(0.01 * (len(rows) == 1)), "text", reference)
+    assert figures["error_batch_8"] < 1e-6 < figures["error_batch_1"] == figures["error"]
+
+
+def test_refusal_names_program_error_and_budget():
+    with pytest.raises(ExportError, match=r"'text\.int8\.onnx' has error 0\.3 .* its budget is 0\.25"):
+        proof.check("text.int8.onnx", {"error": 0.3, "cosine_min": 0.99}, 0.25)
+    proof.check("text.int8.onnx", {"error": 0.25, "cosine_min": 0.99}, 0.25)
+
+
+def test_not_a_number_is_refused(reference):
+    figures = proof.prove(lambda rows: np.full((len(rows), 128), np.nan, np.float32), "image", reference)
+    with pytest.raises(ExportError):
+        proof.check("image", figures, 1e9)
+
+
+def test_reference_is_the_students_own(clip, samples, reference):
+    np.testing.assert_allclose(
+        reference.text_features, clip.encode_text([s.captions[0] for s in samples]).numpy(), atol=1e-6
+    )
+    assert reference.pixels.shape == (10, 3, 64, 64)
+    assert 0 <= reference.pixels.min() <= reference.pixels.max() <= 1
+
+
+def test_figures_do_not_depend_on_threads(clip, samples, reference):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        again = proof.refer(clip, samples)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(again.image_features, reference.image_features)
+    assert np.array_equal(again.text_features, reference.text_features)
+
+
+def _lookup(reference, tower):
+    """A program that gives each known row the student's own embedding."""
+    pairs = zip(reference.inputs(tower), reference.features(tower), strict=True)
+    table = {row.tobytes(): features for row, features in pairs}
+    return lambda rows: np.stack([table[row.tobytes()] for row in rows])

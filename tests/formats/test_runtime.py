@@ -1,0 +1,74 @@
+"""What an app calls: one interface over any program, wrong inputs refused in one sentence."""
+
+import numpy as np
+import pytest
+
+from mobileclip.errors import DataError, IntegrityError
+from mobileclip.formats import contract, runtime, terms
+
+
+@pytest.fixture(scope="module")
+def exported(clip, written, folder):
+    agreed = terms.agree(clip, list(written.values()), [], dataset_sha256="d" * 64)
+    (folder / contract.FILE_NAME).write_bytes(agreed.to_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(("image", "text"), [("float32", "float32"), ("float16", "int8")])
+def test_folder(exported, reference, image, text):
+    programs = runtime.load(exported, image=image, text=text, threads=1)
+    got = programs.encode_image(reference.pixels) @ programs.encode_text(reference.tokens).T
+    np.testing.assert_allclose(got, reference.image_features @ reference.text_features.T, atol=0.05)
+    assert programs.contract.embed_dim == 128
+
+
+def test_single_program(exported, reference):
+    programs = runtime.load(exported / "text.float32.onnx")
+    np.testing.assert_allclose(programs.encode_text(reference.tokens), reference.text_features, atol=1e-5)
+    with pytest.raises(DataError, match="is no image program"):
+        programs.encode_image(reference.pixels)
+
+
+def test_wrong_inputs(exported, reference):
+    programs = runtime.load(exported)
+    pixels, tokens = reference.pixels, reference.tokens
+    wrong = [
+        (programs.encode_image, (pixels * 255).astype(np.uint8), "got uint8, want RGB divided by 255"),
+        (programs.encode_image, pixels * 255, "want RGB in 0-1"),
+        (programs.encode_image, pixels - 0.5, "not normalized"),
+        (programs.encode_image, pixels * np.nan, "want RGB in 0-1"),
+        (programs.encode_image, pixels.transpose(0, 2, 3, 1), r"want \['batch', 3, 64, 64\]"),
+        (programs.encode_image, pixels[0], "got shape"),
+        (programs.encode_image, pixels[:0], "got shape"),
+        (programs.encode_text, tokens[:, :10], "got shape"),
+        (programs.encode_text, tokens.astype(np.float32), "want token ids"),
+    ]
+    for call, value, sentence in wrong:
+        with pytest.raises(DataError, match=sentence):
+            call(value)
+
+
+def test_wider_integers_are_taken(exported, reference):
+    programs = runtime.load(exported)
+    np.testing.assert_array_equal(
+        programs.encode_text(reference.tokens.astype(np.int64)), programs.encode_text(reference.tokens)
+    )
+
+
+def test_unknown_files(tmp_path, exported):
+    (tmp_path / "image.bin").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"'image\.bin' is of no known format, want \.onnx"):
+        runtime.load(tmp_path / "image.bin")
+    with pytest.raises(DataError, match="no onnx text program in int4"):
+        runtime.load(exported, text="int4")
+    with pytest.raises(DataError, match=r"no contract\.json"):
+        runtime.load(tmp_path)
+
+
+def test_replaced_program_is_refused(exported, tmp_path):
+    for path in exported.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "text.float32.onnx").write_bytes((exported / "text.float16.onnx").read_bytes())
+    with pytest.raises(IntegrityError, match=r"text\.float32\.onnx: sha256"):
+        runtime.load(tmp_path)

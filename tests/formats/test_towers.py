@@ -1,0 +1,84 @@
+"""The towers equal open_clip's own model, from raw pixels and tokens to unit-norm embeddings."""
+
+import pytest
+import torch
+
+from mobileclip.errors import ConfigError
+from mobileclip.formats.onnx import half
+from mobileclip.formats.towers import is_plain, split
+from mobileclip.models import zoo
+from tests.models.perturbed import patterned_images, perturbed_clip
+
+TEXTS = ["a photo of a dog", "", "zebra " * 90, "an <end_of_text> inside <end_of_text>", "ÅÄÖ 🦓"]
+# ViT-S-32-alt takes OpenAI's mean and standard deviation and keeps its text weights in the model itself; it is causal.
+NAMES = ["tiny-mci", "tiny-resnet", "ViT-S-32-alt"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def clip(request):
+    return perturbed_clip(request.param)
+
+
+@pytest.fixture(scope="module")
+def towers(clip):
+    before = {key: value.clone() for key, value in clip.model.state_dict().items()}
+    towers = split(clip)
+    after = clip.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before), "splitting changed the model"
+    return towers
+
+
+@torch.no_grad()
+def test_image_tower_takes_plain_pixels(clip, towers):
+    pixels = patterned_images(3, clip.preprocess.size)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (clip.preprocess.mean, clip.preprocess.std))
+    expected = torch.nn.functional.normalize(clip.model.encode_image((pixels - mean) / std), dim=-1)
+    torch.testing.assert_close(towers.image(pixels), expected, rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_plain_text_equals_open_clip(clip, towers):
+    tokens = clip.tokenizer(TEXTS)
+    assert towers.plain_text
+    torch.testing.assert_close(towers.text(tokens.int()), clip.encode_text(TEXTS), rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_unit_norm(clip, towers):
+    for features in (towers.image(patterned_images(2, clip.preprocess.size)), towers.text(clip.tokenizer(TEXTS).int())):
+        torch.testing.assert_close(features.norm(dim=-1), torch.ones(len(features)))
+
+
+@torch.no_grad()
+def test_text_tower_in_double_precision_is_exact():
+    clip = perturbed_clip("tiny-mci")
+    expected = clip.model.double().encode_text(clip.tokenizer(TEXTS), normalize=True)
+    # float() at the end of the tower rounds to single precision.
+    torch.testing.assert_close(
+        split(clip).text.double()(clip.tokenizer(TEXTS).int()), expected.float(), atol=1e-7, rtol=0
+    )
+
+
+@torch.no_grad()
+def test_other_text_towers_are_wrapped():
+    clip = perturbed_clip("tiny-mci")
+    clip.model.text.pool_type = "last"
+    towers = split(clip)
+    assert not is_plain(clip)
+    assert not towers.plain_text
+    torch.testing.assert_close(towers.text(clip.tokenizer(TEXTS).int()), clip.encode_text(TEXTS))
+
+
+def test_captioner_is_refused():
+    with pytest.raises(ConfigError, match="captioner"):
+        split(zoo.create("tiny-coca"))
+
+
+@torch.no_grad()
+def test_half_precision_keeps_pixels_and_norm_in_float32(clip, towers):
+    pixels = patterned_images(2, clip.preprocess.size)
+    halved = half(towers.image)
+    got = halved(pixels)
+    assert got.dtype == halved.mean.dtype == torch.float32
+    assert 0 < (got - towers.image(pixels)).abs().max() < 5e-3

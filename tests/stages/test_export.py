@@ -1,0 +1,178 @@
+"""The stage: real samples through the whole export, the same bytes twice, nothing left behind when it fails."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mobileclip import entry, manifest, storage
+from mobileclip.config import Export, Prepare
+from mobileclip.data.shards import read_samples
+from mobileclip.errors import ConfigError, DataError, ExportError, IntegrityError
+from mobileclip.formats import contract, runtime, tokenizer
+from mobileclip.models import zoo
+from mobileclip.report import LogTracker
+from mobileclip.stages import export
+from tests.models.perturbed import patterned_images, perturbed_clip
+
+SECTION = Export(samples=6, latency_runs=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    (root / "raw").mkdir()
+    rows = []
+    for index, picture in enumerate((patterned_images(8, 50, seed=2) * 255).to(torch.uint8)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(root / "raw" / f"{index}.png")
+        rows.append({"image": f"{index}.png", "captions": [f"pattern {index}"], "split": "test"})
+    (root / "raw" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry.run_stage("prepare", Prepare(), out=root / "prepare", source=root / "raw")
+    return root / "prepare"
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distill")
+    clip = perturbed_clip("tiny-mci")
+    zoo.save(str(folder / "student"), clip, license="CC0-1.0", card={"model": "tiny-mci"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(data, student, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "export"
+    metrics = export.run(SECTION, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
+    return out, metrics
+
+
+def test_programs_run_from_the_folder_alone(exported, data, student):
+    out, _ = exported
+    programs = runtime.load(out)
+    sample = next(read_samples(str(data), manifest.read(str(data)), "test"))
+    clip = zoo.load("trained:student", trained=str(student))
+    tokens = tokenizer.load(out / tokenizer.FOLDER)(sample.captions)
+    np.testing.assert_allclose(programs.encode_text(tokens), clip.encode_text(sample.captions).numpy(), atol=1e-5)
+
+
+def test_contract_lists_every_file_with_its_digest(exported, data, student):
+    out, _ = exported
+    agreed = contract.read(out)
+    present = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    listed = {file.path for file in (*agreed.programs, *agreed.files)}
+    assert present == listed | {contract.FILE_NAME, "timings.json"}
+    for file in (*agreed.programs, *agreed.files):
+        contract.check(out, file)
+    weights = student / "student" / zoo.WEIGHTS_FILE
+    assert agreed.lineage.student_sha256 == storage.digest_file(weights)
+    assert agreed.lineage.dataset_sha256 == manifest.read(str(data)).digest()
+    assert (agreed.model, agreed.license) == ("tiny-mci", "CC0-1.0")
+
+
+def test_metrics_and_proof(exported):
+    out, metrics = exported
+    proof = json.loads((out / "proof.json").read_text())
+    assert metrics["programs"] == 2
+    assert metrics["onnx/image/float32/error"] < 1e-4
+    assert metrics["onnx/text/float32/agreement"] == 1
+    assert proof["samples"] == 6
+    figures = proof["programs"]["image.float32.onnx"]
+    assert figures["executed"] is True
+    assert figures["error"] == metrics["onnx/image/float32/error"] <= figures["budget"]
+
+
+def test_timings_lie_apart(exported):
+    timings = json.loads((exported[0] / "timings.json").read_text())
+    for threads in ("threads_1", "threads_2"):
+        measured = timings["image"][threads]
+        assert measured["eager"]["ratio"] == 1
+        assert 0 < measured["image.float32.onnx"]["p50_ms"] <= measured["image.float32.onnx"]["p95_ms"]
+        assert "text.float32.onnx" in timings["text"][threads]
+
+
+def test_second_run_gives_the_same_bytes_and_drops_what_is_stale(exported, data, student):
+    out, _ = exported
+    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
+    stale = out / "image.float16.onnx"
+    stale.write_bytes(b"old")
+    old = contract.read(out)
+    files = [*old.files, contract.describe(stale, root=out)]
+    (out / contract.FILE_NAME).write_bytes(old.model_copy(update={"files": files}).to_bytes())
+    quick = SECTION.model_copy(update={"latency_runs": 0})
+    export.run(quick, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
+    after = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
+    assert before == after
+
+
+def test_missed_budget_publishes_nothing(data, student, tmp_path):
+    section = SECTION.model_copy(update={"max_error_float32": 1e-12})
+    with pytest.raises(ExportError, match=r"'image\.float32\.onnx' has error .* its budget is 1e-12") as raised:
+        export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
+    assert raised.value.exit_code == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("formats", ["tflow"], r"export\.formats\.0: got 'tflow'"),
+        ("formats", [], r"export\.formats"),
+        ("precisions", ["int3"], r"export\.precisions\.0: got 'int3'"),
+        ("max_error_float32", 0, r"export\.max_error_float32: got 0, input should be greater than 0"),
+        ("opset", 18, r"export\.opset: got 18"),
+        ("samples", 1, r"export\.samples: got 1"),
+    ],
+)
+def test_wrong_keys(data, student, tmp_path, key, value, sentence):
+    section = {**SECTION.model_dump(mode="json"), key: value}
+    with pytest.raises(ConfigError, match=sentence) as raised:
+        entry.run_stage("export", section, out=tmp_path / "out", data=data, student=student)
+    assert raised.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_alone_is_no_export(data, student, tmp_path):
+    section = SECTION.model_copy(update={"precisions": ["int8"]})
+    with pytest.raises(ConfigError, match=r"export\.precisions: got \['int8'\]"):
+        export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
+
+
+def _run(data, student, out):
+    return export.run(SECTION, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
+
+
+def test_split_without_samples(data, student, tmp_path):
+    section = SECTION.model_copy(update={"split": "validation"})
+    with pytest.raises(DataError, match=r"export\.split: 'validation' has 0 samples"):
+        export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
+
+
+def test_damaged_and_foreign_checkpoints(data, student, tmp_path):
+    weights = (student / "student" / zoo.WEIGHTS_FILE).read_bytes()
+
+    def checkpoint(name, content):
+        folder = tmp_path / name / "student"
+        folder.mkdir(parents=True)
+        for path in (student / "student").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        (folder / zoo.WEIGHTS_FILE).write_bytes(content)
+        return tmp_path / name
+
+    flipped = bytearray(weights)
+    flipped[-1] ^= 1
+    other = zoo.create("tiny-coca")
+    zoo.save(str(tmp_path / "foreign" / "student"), other, license="x", card={})
+    out = tmp_path / "out"
+    cases = [
+        (tmp_path / "empty", DataError, "no checkpoint"),
+        (checkpoint("cut", weights[:-1000]), DataError, "does not fit the architecture"),
+        (checkpoint("flipped", bytes(flipped)), IntegrityError, "their card promises"),
+        (checkpoint("junk", b"not safetensors"), DataError, "does not fit the architecture"),
+        (tmp_path / "foreign", ConfigError, "captioner"),
+    ]
+    for folder, error, sentence in cases:
+        with pytest.raises(error, match=sentence):
+            _run(data, folder, out)
+        assert not out.exists()
