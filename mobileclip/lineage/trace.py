@@ -21,6 +21,7 @@ from mobileclip.lineage.licenses import Terms, Use, binding
 
 logger = logging.getLogger(__name__)
 
+COPIES = "records"
 _CARD = "model.json"
 _MAX_DEPTH = 6  # folders between a file and its stage's record
 
@@ -111,6 +112,11 @@ def surroundings(folder: str) -> list[str]:
     return [storage.join(folder, "..", ".."), storage.join(folder, "..")]
 
 
+def is_copy(uri: str) -> bool:
+    """Whether a folder holds a record that `copy_records` kept, without the files it names."""
+    return Path(uri).parent.name == COPIES
+
+
 def copy_records(found: Trace, folder: Path) -> None:
     """Copy every record with its config, metrics, manifest and model cards, so that the chain outlives its folders."""
     for node in found.nodes:
@@ -127,7 +133,7 @@ def _trace_registered(target: str, roots: Sequence[str], *, files: bool) -> Trac
 
     name, _, reference = target.removeprefix("models:/").replace("@", "/").partition("/")
     version = registry.connect(name).version(reference or registry.CHAMPION)
-    copies = student_model.download(name, version.number, "evidence") / "records"
+    copies = student_model.download(name, version.number, "evidence") / COPIES
     neighbors = _index([str(copies), *roots])
     start = version.tags.get("record.student", "")
     if start not in neighbors:
@@ -166,9 +172,9 @@ def _node(uri: str, digest: str, hashed: dict[str, bool], *, files: bool) -> Nod
     record = json.loads(storage.read_bytes(storage.join(uri, entry.RECORD), sha256=digest))
     node = Node(record["stage"], uri, digest, record)
     counts = {"checked": 1, "absent": 0}
-    is_copy = Path(uri).parent.name == "records"
+    kept = is_copy(uri)
     for name, sha256 in record["files"].items():
-        _check(node, counts, storage.join(uri, name), sha256, hashed, optional=is_copy)
+        _check(node, counts, storage.join(uri, name), sha256, hashed, optional=kept)
     config = storage.join(uri, "config.json")
     if storage.exists(config):
         text = json.dumps(json.loads(storage.read_bytes(config)), sort_keys=True)
@@ -178,7 +184,7 @@ def _node(uri: str, digest: str, hashed: dict[str, bool], *, files: bool) -> Nod
     if manifest.FILE_NAME in record["files"] and storage.exists(storage.join(uri, manifest.FILE_NAME)):
         listed = manifest.read(uri)
         node.uses.extend(_data_uses(node.stage, listed))
-        if files and not is_copy:
+        if files and not kept:
             for path, sha256 in _listed_files(listed):
                 _check(node, counts, storage.join(uri, path), sha256, hashed, optional=False)
     node.uses.extend(_model_uses(node))

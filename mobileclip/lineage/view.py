@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from mobileclip.lineage.licenses import binding
-from mobileclip.lineage.trace import Node, Trace
+from mobileclip.lineage.trace import Node, Trace, is_copy
 
 _SHORT = 16
 
@@ -46,7 +47,7 @@ def render(found: Trace, origins: Mapping[str, Mapping[str, str]] | None = None)
     checked = sum(node.checked for node in found.nodes)
     absent = sum(node.absent for node in found.nodes)
     digests = f"{checked} digests agree" + (f", {absent} files not at hand" if absent else "")
-    problems = [f"[red]{problem}[/red]" for problem in found.problems] or ["nothing disagrees"]
+    problems = [f"[red]{escape(problem)}[/red]" for problem in found.problems] or ["nothing disagrees"]
     return Group(tree, licenses(found), f"License: [bold]{terms.label}[/bold] ({because})", digests, *problems)
 
 
@@ -69,7 +70,8 @@ def _grow(
     facts = [f"record {node.digest[:_SHORT]}", f"config {node.record['config'][:_SHORT]}"]
     facts += [f"code {node.record['code'][:_SHORT]}", f"version {node.record['version']}"]
     facts += [f"{name} {value[:_SHORT]}" for name, value in origins.get(node.digest, {}).items()]
-    branch = tree.add(f"[bold]{node.stage}[/bold] {node.uri}\n[dim]{'  '.join(facts)}[/dim]")
+    where = "(record kept in the registry)" if is_copy(node.uri) else escape(node.uri)
+    branch = tree.add(f"[bold]{node.stage}[/bold] {where}\n[dim]{escape('  '.join(facts))}[/dim]")
     if node.digest in seen:
         branch.add("[dim]shown above[/dim]")
         return
@@ -79,7 +81,7 @@ def _grow(
             _grow(branch, by_digest[digest], by_digest, found, origins, seen)
     for stage, name, digest, uri in found.outside:
         if stage == node.stage:
-            branch.add(f"{name}: from outside, {digest[:_SHORT]} {uri or '(not at hand)'}")
+            branch.add(f"{name}: from outside, {digest[:_SHORT]} {escape(uri) or '(not at hand)'}")
     for stage, name, digest in found.lost:
         if stage == node.stage:
             branch.add(f"[red]{name}: {digest[:_SHORT]} not found[/red]")

@@ -96,7 +96,7 @@ def keep(bundle: Bundle, folder: Path, *, name: str, verdicts: Sequence[Verdict]
             uri = storage.join(bundle.folders[kind], file)
             if storage.exists(uri):
                 storage.write_bytes(folder / kind / file, storage.read_bytes(uri))
-    lineage.copy_records(bundle.trace, folder / "records")
+    lineage.copy_records(bundle.trace, folder / lineage.COPIES)
     rows = [verdict.as_dict() for verdict in verdicts]
     text = model_card(
         bundle.trace, name=name, card=bundle.card, metrics=bundle.evidence.metrics,

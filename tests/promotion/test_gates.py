@@ -1,7 +1,6 @@
 """Gates as pure functions: what they demand, and what they say when it is not met."""
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -68,24 +67,24 @@ def test_all_pass_without_a_champion():
             {},
             {"contract": {"programs": [{"path": "b", "budget": 0.1, "figures": {"error": math.nan}}]}},
             "export proof",
-            r"b \(nan > 0.1\)",
+            "b (nan > 0.1)",
         ),
         ({}, {"problems": ["distill: x is missing"]}, "lineage", "x is missing"),
         (
             {"commercial_use": True},
             {"uses": [Use("reinforce", "t", "apple-amlr")]},
             "commercial use",
-            r"t \(apple-amlr\)",
+            "t (apple-amlr)",
         ),
         ({"commercial_use": True}, {"uses": []}, "commercial use", "No license"),
-        ({"allowed_licenses": ["MIT"]}, {}, "licenses", r"pictures \(CC0-1.0\)"),
+        ({"allowed_licenses": ["MIT"]}, {}, "licenses", "pictures (CC0-1.0)"),
         ({"beat_control": True}, {}, "control", "no control"),
     ],
 )
 def test_refuses_with_a_reason(gate, changes, name, says):
     found = verdicts(Gate(metric=METRIC, **gate), evidence(**changes))
     assert not found[name].passed
-    assert re.search(says, found[name].reason)
+    assert says in found[name].reason
     assert [verdict.gate for verdict in found.values() if not verdict.passed] == [name]
 
 
