@@ -92,7 +92,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--teachers", default="", help="train_teacher's output, to replay and re-embed views")
         parser.add_argument("--samples", type=int, default=16, help="samples whose views are replayed and re-embedded")
     if command == "trace":
-        parser.add_argument("path", help="a file or stage folder")
+        parser.add_argument("path", help="a file, a stage folder, or models:/NAME@champion")
+        parser.add_argument(
+            "--root", action="append", default=[], help="where else earlier stages or raw inputs lie; may be repeated"
+        )
     if command in {"history", "rollback", "explain"}:
         parser.add_argument("model", help="name in the model registry")
     if command == "rollback":

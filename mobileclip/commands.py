@@ -107,12 +107,14 @@ def models(_: argparse.Namespace) -> int:
 
 
 def trace(arguments: argparse.Namespace) -> int:
-    """Print the lineage of a file or stage folder."""
+    """Print the lineage of a file, stage folder or registered model; exit code 1 where a digest disagrees."""
+    from mobileclip.lineage.origins import origins
     from mobileclip.lineage.trace import trace as follow
     from mobileclip.lineage.view import render
 
-    Console().print(render(follow(arguments.path)))
-    return 0
+    found = follow(arguments.path, roots=arguments.root)
+    Console().print(render(found, origins(found)))
+    return 1 if found.problems else 0
 
 
 def history(arguments: argparse.Namespace) -> int:

@@ -159,6 +159,11 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def has_store() -> bool:
+    """Whether there is anything to read: a store is named, or an earlier run left its file in the working folder."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path("mlflow.db").is_file()
+
+
 def load_mlflow() -> Any:
     """The module, imported only when it is needed, with the settings it runs under.
 

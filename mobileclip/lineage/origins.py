@@ -29,22 +29,22 @@ def origins(found: Trace) -> dict[str, dict[str, str]]:
     Empty where tracking is off or its store does not answer: a trace must work without it.
     """
     try:
-        if not tracking.enabled():
+        if not tracking.enabled() or not tracking.has_store():
             return {}
         client = tracking.connect()
-        experiment = tracking.experiment_id(client)
-        runs = {node.digest: _run(client, experiment, node) for node in found.nodes}
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = {node.digest: _run(client, experiments, node) for node in found.nodes}
     except Exception as error:  # noqa: BLE001 - the chain stands without it
         logger.warning("tracking: %s", error if isinstance(error, ConfigError) else type(error).__name__)
         return {}
     return {digest: _describe(run) for digest, run in runs.items() if run is not None}
 
 
-def _run(client: Any, experiment: str, node: Node) -> Any:
+def _run(client: Any, experiments: list[str], node: Node) -> Any:
     """The newest finished run with the record's stage, code, config and inputs."""
     tags = {STAGE_TAG: node.stage, CONFIG_TAG: node.record["config"], CODE_TAG: node.record["code"]}
     wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    for run in client.search_runs([experiment], f"{wanted} and attributes.status = 'FINISHED'", max_results=50):
+    for run in client.search_runs(experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=50):
         if _inputs(run) == node.record["inputs"]:
             return run
     return None
