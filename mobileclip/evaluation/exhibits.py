@@ -12,7 +12,7 @@ from mobileclip.data.columns import ColumnReader, unpack_texts
 from mobileclip.data.images import decode, to_image
 from mobileclip.data.shards import Sample, ShardReader
 from mobileclip.evaluation.assess import Assessment
-from mobileclip.evaluation.retrieval import top
+from mobileclip.evaluation.retrieval import similarities, top
 from mobileclip.manifest import Column, Manifest, Shard
 
 TOP = 5
@@ -88,11 +88,15 @@ def retrieval_examples(
     gallery = found.retrieval.gallery
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(gallery.images))[:count]
     texts, pictures = order[: (count + 1) // 2], order[(count + 1) // 2 :]
+    if not len(texts):
+        return [], []
     carries = set(zip(gallery.images.tolist(), gallery.columns.tolist(), strict=True))
+    right = np.array([[(i, int(gallery.columns[t])) in carries for i in range(gallery.num_images)] for t in texts])
     wanted = {int(gallery.images[pair]) for pair in pictures}
     best: dict[str, np.ndarray] = {}
     for name, features in found.data.image_features.items():
-        best[name] = top(found.retrieval.text_features[name][gallery.columns[texts]], features, TOP)
+        scores = similarities(found.retrieval.text_features[name][gallery.columns[texts]], features)
+        best[name] = top(scores, right, TOP)
         wanted |= {int(image) for image in best[name].ravel()}
     thumbs = _thumbnails(data, content, split, wanted)
     first = [row[0] for row in found.retrieval.captions]
@@ -144,9 +148,11 @@ def caption_examples(data: str, content: Manifest, *, seed: int) -> list[Caption
 
 def _picture_query(found: Assessment, image: int, carries: set[tuple[int, int]], thumbs: dict[int, str]) -> Query:
     answers, ranks = {}, {}
+    right = np.array([[(image, column) in carries for column in range(len(found.retrieval.gallery.texts))]])
     texts = found.retrieval.gallery.texts
     for name, features in found.data.image_features.items():
-        best = top(features[image : image + 1], found.retrieval.text_features[name], TOP)[0].tolist()
+        scores = similarities(features[image : image + 1], found.retrieval.text_features[name])
+        best = top(scores, right, TOP)[0].tolist()
         answers[name] = [Hit(texts[column], (image, column) in carries) for column in best]
         ranks[name] = int(found.retrieval.ranks[name].image_to_text[image])
     return Query(found.retrieval.captions[image][0], thumbs[image], answers, ranks)
@@ -170,9 +176,18 @@ def _draw(
 ) -> list[tuple[Shard, Sample, int]]:
     """Random samples among the shards that all columns cover, with their position in the shard."""
     shards = [shard for shard in content.shards if all(shard.name in column.parts for column in columns)]
-    places = [(shard, index) for shard in shards for index in range(shard.samples)]
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(places))[:count]
-    readers = {
-        shard.name: ShardReader(data, shard) for shard in {places[i][0].name: places[i][0] for i in order}.values()
-    }
-    return [(places[i][0], readers[places[i][0].name].sample(places[i][1]), places[i][1]) for i in order]
+    ends = np.cumsum([shard.samples for shard in shards])
+    if not len(ends) or not ends[-1]:
+        return []
+    total = int(ends[-1])
+    places = np.random.Generator(np.random.PCG64(seed)).choice(total, size=min(count, total), replace=False)
+    readers: dict[str, ShardReader] = {}
+    drawn = []
+    for place in places.tolist():
+        position = int(np.searchsorted(ends, place, side="right"))
+        shard = shards[position]
+        index = place - int(ends[position]) + shard.samples
+        if shard.name not in readers:
+            readers[shard.name] = ShardReader(data, shard)
+        drawn.append((shard, readers[shard.name].sample(index), index))
+    return drawn

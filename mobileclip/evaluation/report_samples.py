@@ -86,7 +86,7 @@ def _rank_line(query: Query, name: str) -> Markup:
 
 def _picture_hit(hit: Hit) -> Markup:
     label = f"{hit.text} (right)" if hit.right else hit.text
-    image = element("img", src=hit.picture, alt=label, title=label, loading="lazy")
+    image = element("img", src=hit.picture, alt=label, title=label)
     return element("li", image, _check() if hit.right else None, class_="thumb right" if hit.right else "thumb")
 
 
@@ -97,7 +97,7 @@ def _text_hit(hit: Hit) -> Markup:
 
 
 def _thumb(picture: str, text: str) -> Markup:
-    return element("div", element("img", src=picture, alt=text, title=text, loading="lazy"), class_="thumb")
+    return element("div", element("img", src=picture, alt=text, title=text), class_="thumb")
 
 
 def _texts(title: str, texts: list[str]) -> Markup:

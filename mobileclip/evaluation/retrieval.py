@@ -6,8 +6,9 @@ Rules, all stated in the report:
   its captions is among the first k texts; every caption is one text query, whose right answers are its images.
 - *Duplicates*: captions that are equal up to case and spacing (the tokenizer reads them as one) are one candidate
   text, and any image that carries it is a right answer.
-- *Ties* count against the model: a wrong candidate with the same score ranks before the right one. A collapsed model
-  that gives every pair the same score scores zero, not chance.
+- *Ties* count against the model: a wrong candidate with the same score (to six decimals: what lies below is rounding,
+  which changes with batch and machine) ranks before the right one. A collapsed model that gives every pair the same
+  score scores zero, not chance.
 """
 
 from collections import Counter
@@ -118,7 +119,7 @@ def best_ranks(
     ranks = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), _CHUNK):
         stop = min(start + _CHUNK, len(queries))
-        scores = queries[start:stop] @ candidates.T
+        scores = similarities(queries[start:stop], candidates)
         first, last = np.searchsorted(rows, [start, stop])
         right_rows, right_columns = rows[first:last] - start, columns[first:last]
         best = np.full(stop - start, -np.inf, dtype=scores.dtype)
@@ -183,9 +184,23 @@ def constant_ranks(gallery: Gallery) -> Ranks:
     return Ranks(forward, backward[gallery.columns])
 
 
-def top(queries: NDArray[np.float32], candidates: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Indices of the k best candidates of each query [queries, min(k, candidates)], best first, ties by index."""
-    return np.argsort(-(queries @ candidates.T), axis=1, kind="stable")[:, :k]
+def top(scores: NDArray[np.float32], right: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
+    """The k first candidates of each query, ordered as `best_ranks` counts: a right one after the wrong ones it ties.
+
+    Args:
+        scores: [queries, candidates] from `similarities`.
+        right: Whether the candidate is a right answer [queries, candidates].
+        k: How many.
+
+    Returns:
+        Candidate indices [queries, min(k, candidates)], best first.
+    """
+    return np.lexsort((right, -scores), axis=1)[:, :k]
+
+
+def similarities(queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosines of unit-norm embeddings [queries, candidates], to six decimals."""
+    return np.round(queries @ candidates.T, 6)
 
 
 def _places(counts: Ints) -> Ints:

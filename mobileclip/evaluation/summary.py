@@ -1,4 +1,4 @@
-"""The result table for the terminal: student against control, with intervals, chance and majority beside every score."""
+"""The result table for the terminal: student against control, with intervals, chance and majority beside each score."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileclip.evaluation.retrieval import similarities
 from mobileclip.evaluation.statistics import Floats, Ints
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -17,7 +18,7 @@ class Predictions:
     """What a model answers.
 
     Attributes:
-        ranks: Rank of the true class [samples], 1 = first; ties count against the model.
+        ranks: Rank of the true class [samples], 1 = first; ties (to six decimals) count against the model.
         predicted: Predicted class [samples]: the true one exactly where its rank is 1.
         confidences: Softmax probability of the prediction [samples], 0 to 1.
     """
@@ -60,13 +61,13 @@ def classify(
         labels: True classes [samples].
         logit_scale: Scale of the softmax (1 / temperature); changes confidences alone.
     """
-    logits = (image_features @ class_features.T).astype(np.float64)
     rows = np.arange(len(labels))
-    true = logits[rows, labels]
-    others = logits.copy()
+    others = similarities(image_features, class_features)
+    true = others[rows, labels]
     others[rows, labels] = -np.inf
     ranks = 1 + (others >= true[:, None]).sum(axis=1)
     predicted = np.where(ranks == 1, labels, others.argmax(axis=1))
+    logits = (image_features @ class_features.T).astype(np.float64)
     shifted = np.exp(logit_scale * (logits - logits.max(axis=1, keepdims=True)))
     return Predictions(ranks, predicted, 1 / shifted.sum(axis=1))
 

@@ -44,15 +44,13 @@ def measure(page: Path, folder: Path, *, width: int, height: int = 800) -> dict[
     probe = folder / f"probe-{width}.html"
     source = html.escape(page.read_text(), quote=True)
     probe.write_text(
-        f'<iframe id="f" style="border:0;width:{width}px;height:{height}px" srcdoc="{source}"></iframe>'
-        '<pre id="o"></pre>'
-        "<script>const f = document.getElementById('f'); f.onload = async () => {"
-        "const d = f.contentDocument, images = [...d.images];"
-        "images.forEach(i => { i.loading = 'eager'; }); await Promise.allSettled(images.map(i => i.decode()));"
+        '<pre id="o"></pre><script>function look(frame) {'
+        "const d = frame.contentDocument, images = [...d.images];"
         "document.getElementById('o').textContent = JSON.stringify({scroll: d.documentElement.scrollWidth,"
         "client: d.documentElement.clientWidth, height: d.documentElement.scrollHeight, images: images.length,"
         "decoded: images.filter(i => i.naturalWidth > 0).length,"
-        "scripts: d.scripts.length, styled: getComputedStyle(d.querySelector('h1')).fontWeight - 0});};</script>"
+        "scripts: d.scripts.length, styled: getComputedStyle(d.querySelector('h1')).fontWeight - 0});}</script>"
+        f'<iframe onload="look(this)" style="border:0;width:{width}px;height:{height}px" srcdoc="{source}"></iframe>'
     )
     done = _run(["--dump-dom", "--virtual-time-budget=20000", f"--window-size={width + 40},{height}"], probe, folder)
     found = re.search(r'<pre id="o">(.*?)</pre>', done.stdout)

@@ -1,6 +1,10 @@
 """A small run for the tests of the evaluation: drawn pictures with unruly captions, views and two models."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ from PIL import Image
 from mobileclip import manifest
 from mobileclip.config import Classification, Evaluate, Prepare, Reinforce, TeacherRef, Views
 from mobileclip.data.columns import ColumnPlan, build_columns, collect, pack_texts
+from mobileclip.entry import run_stage
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import prepare, reinforce
@@ -31,12 +36,15 @@ CONFIG = Evaluate(
 )
 
 
-def make(root: Path) -> tuple[Path, Path]:
-    """Build everything before evaluate.
+@functools.cache
+def inputs() -> tuple[Path, Path]:
+    """Build everything before evaluate, once per test process.
 
     Returns:
         The reinforced dataset and the folder that distill leaves: a student that knows colors, an untrained control.
     """
+    torch.set_num_threads(1)
+    root = _folder()
     prepare.run(
         Prepare(shard_samples=20), out=str(root / "prepare"), tracker=LogTracker(), source=str(_draw(root / "raw"))
     )
@@ -51,6 +59,24 @@ def make(root: Path) -> tuple[Path, Path]:
     zoo.save(str(folder / "control"), zoo.create("tiny-mci"), license="MIT", card={"model": "tiny-mci"})
     _write_history(folder)
     return root / "reinforce", folder
+
+
+@functools.cache
+def evaluated() -> tuple[Path, dict[str, float]]:
+    """Evaluate it through the door, once per test process.
+
+    Returns:
+        The output folder and the metrics.
+    """
+    data, folder = inputs()
+    out = _folder()
+    return out, run_stage("evaluate", CONFIG, out=out, data=data, student=folder)
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="mobileclip-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _draw(folder: Path, *, count: int = 96) -> Path:

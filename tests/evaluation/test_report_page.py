@@ -1,16 +1,14 @@
 """The report as a reader meets it: in a browser, on a desk and on a phone, with data that wants to break it."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
-import torch
 
 from mobileclip.evaluation.report_page import Report, render
 from mobileclip.evaluation.report_text import delta_text, metric_label, range_text, value_text
-from mobileclip.report import LogTracker
-from mobileclip.stages import evaluate
 from tests.evaluation import chromium, small_run
 
 
@@ -39,12 +37,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    torch.set_num_threads(1)
-    data, folder = small_run.make(tmp_path_factory.mktemp("small"))
-    out = tmp_path_factory.mktemp("evaluate")
-    evaluate.run(small_run.CONFIG, out=str(out), tracker=LogTracker(), data=str(data), student=str(folder))
-    return out
+def finished():
+    return small_run.evaluated()[0]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +116,19 @@ def test_a_browser_shows_it_dark(report, tmp_path):
     assert console == []
     assert pixels[:, :4].mean() < 40
     assert pixels.max() > 200
+
+
+def test_a_sandboxed_frame_shows_it(report, tmp_path):
+    """As the Kubeflow UI does: an opaque origin, scripts allowed."""
+    frame = tmp_path / "frame.html"
+    source = html.escape(report.read_text(), quote=True)
+    style = "border:0;width:900px;height:900px"
+    frame.write_text(
+        f'<body style="margin:0"><iframe sandbox="allow-scripts" style="{style}" srcdoc="{source}"></iframe>'
+    )
+    framed, console = chromium.screenshot(frame, tmp_path, width=900, height=900)
+    assert console == []
+    assert (framed.reshape(9, 100, 900, 3).astype(float).std(axis=(1, 2)).max(axis=1) > 2).all()
 
 
 def test_a_page_of_little_is_still_a_page(finished):

