@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mobileclip import tracking
+from mobileclip import config, entry, tracking
 from mobileclip.errors import ConfigError, DataError
+from mobileclip.lineage.origins import origins
+from mobileclip.lineage.trace import trace
 from mobileclip.report import LogTracker
-from tests import mlflow_server
+from tests import mlflow_server, students
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"model": "tiny", "training": {"steps": 3, "rates": [0.1, 0.2]}, "teachers": [{"name": "a"}]}
@@ -247,3 +249,20 @@ def test_importing_it_loads_no_mlflow(tmp_path):
     program = "import sys, mobileclip.tracking, mobileclip.entry; sys.exit('mlflow' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False).returncode == 0
+
+
+def test_the_run_behind_a_record_is_found_by_its_digests(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFP_RUN_ID", "kfp-9")
+    monkeypatch.setenv("MOBILECLIP_GIT_COMMIT", "c0ffee")
+    source = students.draw(tmp_path / "raw", count=16)
+    for _ in range(2):  # the second run is not the one that is found by another config
+        entry.run_stage("prepare", config.Prepare(), out=tmp_path / "prepare", source=source)
+    entry.run_stage("prepare", config.Prepare(shard_samples=4), out=tmp_path / "other", source=source)
+    found = trace(str(tmp_path / "prepare"))
+    (origin,) = origins(found).values()
+    run = server.get_run(origin.pop("run"))
+    assert origin == {"git": "c0ffee", "kubeflow run": "kfp-9"}
+    assert run.data.params["prepare.shard_samples"] == "1000"
+    assert run.info.status == "FINISHED"
+    monkeypatch.setenv("MOBILECLIP_TRACKING", "off")
+    assert origins(found) == {}
