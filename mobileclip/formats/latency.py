@@ -18,6 +18,8 @@ from mobileclip.formats.runtime import load_program
 
 EAGER = "eager"
 WARM_UP = 3
+# A busy machine can stretch two-thread turns a hundredfold; enough turns are in by then.
+MAX_SECONDS = 30
 
 
 def measure(
@@ -29,7 +31,7 @@ def measure(
         programs: Program files by name.
         tower: The folded tower in PyTorch float32.
         row: One input, with its batch axis.
-        rounds: Measured turns of each, after a few that are not.
+        rounds: Measured turns of each, after a few that are not; fewer after half a minute.
         threads: Threads of each.
 
     Returns:
@@ -67,7 +69,10 @@ class EagerText(nn.Module):
 
 def _interleave(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
     times: dict[str, list[float]] = {name: [] for name in turns}
+    deadline = time.monotonic() + MAX_SECONDS
     for index in range(WARM_UP + rounds):
+        if index > WARM_UP and time.monotonic() > deadline:
+            break
         for name, turn in turns.items():
             started = time.perf_counter()
             turn()

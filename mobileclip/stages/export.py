@@ -2,13 +2,10 @@
 
 import itertools
 import json
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mobileclip import manifest, storage
 from mobileclip.config import Export
@@ -22,8 +19,6 @@ from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
 from mobileclip.models.zoo import Clip
 from mobileclip.report import Tracker
-
-logger = logging.getLogger(__name__)
 
 PROOF_FILE, TIMINGS_FILE = "proof.json", "timings.json"
 THREADS = (1, 2)
@@ -114,7 +109,7 @@ def _time(
 ) -> dict[str, Any]:
     """Latency of one row, by tower and number of threads."""
     eager = {"image": towers.image, "text": latency.EagerText(clip.model)}
-    timings: dict[str, Any] = {"torch": torch.__version__, "image": {}, "text": {}}
+    timings: dict[str, Any] = {tower: {} for tower in programs.TOWERS}
     for tower, threads in itertools.product(programs.TOWERS, THREADS if config.latency_runs else ()):
         paths = {p.path: folder / p.path for p in written if p.tower == tower}
         timings[tower][f"threads_{threads}"] = latency.measure(

@@ -1,5 +1,8 @@
 """What an app calls: one interface over any program, wrong inputs refused in one sentence."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,19 @@ def test_folder(exported, reference, image, text):
     got = programs.encode_image(reference.pixels) @ programs.encode_text(reference.tokens).T
     np.testing.assert_allclose(got, reference.image_features @ reference.text_features.T, atol=0.05)
     assert programs.contract.embed_dim == 128
+
+
+def test_running_programs_needs_no_torch(exported, reference):
+    code = """
+import sys
+import numpy as np
+from mobileclip.formats import load
+programs = load(sys.argv[1])
+programs.encode_text(np.zeros((1, int(sys.argv[2])), np.int32))
+assert not {"torch", "onnx", "open_clip"} & set(sys.modules), sorted(sys.modules)
+"""
+    command = [sys.executable, "-c", code, str(exported), str(reference.tokens.shape[1])]
+    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def test_single_program(exported, reference):

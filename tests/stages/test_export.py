@@ -1,6 +1,9 @@
 """The stage: real samples through the whole export, the same bytes twice, nothing left behind when it fails."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,7 +95,17 @@ def test_timings_lie_apart(exported):
         assert "text.float32.onnx" in timings["text"][threads]
 
 
-def test_second_run_gives_the_same_bytes_and_drops_what_is_stale(exported, data, student):
+_AGAIN = """
+import sys
+from mobileclip.config import Export
+from mobileclip.report import LogTracker
+from mobileclip.stages import export
+out, student, data = sys.argv[1:]
+export.run(Export(samples=6, latency_runs=0), out=out, tracker=LogTracker(), student=student, data=data)
+"""
+
+
+def test_another_process_gives_the_same_bytes_and_drops_what_is_stale(exported, data, student, tmp_path, request):
     out, _ = exported
     before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
     stale = out / "image.float16.onnx"
@@ -100,8 +113,9 @@ def test_second_run_gives_the_same_bytes_and_drops_what_is_stale(exported, data,
     old = contract.read(out)
     files = [*old.files, contract.describe(stale, root=out)]
     (out / contract.FILE_NAME).write_bytes(old.model_copy(update={"files": files}).to_bytes())
-    quick = SECTION.model_copy(update={"latency_runs": 0})
-    export.run(quick, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
+    command = [sys.executable, "-c", _AGAIN, str(out), str(student), str(data)]
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(request.config.rootpath)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     after = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
     assert before == after
 
