@@ -5,15 +5,15 @@ and that a step costs one position. Like open_clip's, the search adds up logits,
 groups carry no diversity penalty, so each of them finds the same captions; there is one group here.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.generation import BeamSearchScorer
 
+from mobileclip.models.decoder import CachedDecoder
+
 
 def search(
-    decoder: Any,
+    decoder: CachedDecoder,
     *,
     batch: int,
     captions: int,

@@ -20,6 +20,8 @@ def embed_texts(clip: Clip, texts: Sequence[str], *, batch_size: int) -> torch.T
     Distinct texts are embedded in a fixed order, so a text's vector depends on the set of texts alone; that order goes
     by length, which keeps padding short.
     """
+    if not texts:
+        return torch.zeros(0, clip.embed_dim)
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     parts = [clip.encode_text(distinct[i : i + batch_size]) for i in range(0, len(distinct), batch_size)]
     place = {text: index for index, text in enumerate(distinct)}

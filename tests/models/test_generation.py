@@ -12,9 +12,13 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 from mobileclip.errors import ConfigError
 from mobileclip.models import generation, zoo
 from mobileclip.models.architectures import CONFIGS
+from mobileclip.models.decoder import CachedDecoder
 from mobileclip.models.generation import Sampling, Specials
 
 TINY = json.loads((CONFIGS / "tiny-coca.json").read_text())
+TINY["text_cfg"].pop("tokenizer_kwargs")  # CLIP's whole vocabulary here: open_clip's `generate` knows no other
+for _part in ("text_cfg", "multimodal_cfg"):
+    TINY[_part]["vocab_size"] = 49408
 MIDDLE = {
     "embed_dim": 256,
     "vision_cfg": {"image_size": 64, "layers": 3, "width": 256, "patch_size": 16, "output_tokens": True},
@@ -89,6 +93,38 @@ def test_greedy_equals_open_clip(name, seed, low, high):
         assert torch.equal(caption, theirs)
 
 
+@pytest.mark.parametrize(
+    ("name", "seed", "beams", "low", "high"),
+    [("tiny", 0, 2, 1, 10), ("middle", 1, 4, 6, 12), ("middle", 0, 2, 1, 12), ("middle-custom", 2, 3, 1, 8)],
+)
+def test_beam_search_equals_open_clip(name, seed, beams, low, high):
+    model, images = _build(name, seed), _images(3, seed)
+    free = model.generate(images, generation_type="top_k", top_k=1, seq_len=14, min_seq_len=1, sot_token_id=7)
+    specials = Specials(start=7, end=int(free[0, 7]), pad=9)
+    theirs = model.generate(
+        images, generation_type="beam_search", num_beams=beams, num_beam_groups=1, seq_len=high, min_seq_len=low,
+        fixed_output_length=True, sot_token_id=7, eos_token_id=specials.end, pad_token_id=9,
+    )  # fmt: skip
+    sampling = Sampling("beam", min_tokens=low, max_tokens=high, num_beams=beams)
+    ours = generation.generate(model, images, _no_draws(images, high, beams), sampling=sampling, specials=specials)
+    assert torch.equal(ours[:, 0], theirs)
+    for rows in ours.tolist():
+        assert len({tuple(row) for row in rows}) == beams  # the captions of an image all differ
+
+
+def test_open_clips_beam_groups_all_find_the_same():
+    """Why there is one group here: open_clip's default of 6 beams in 3 groups is a search with 2 beams."""
+    model, images = _build("middle", 1), _images(2, 1)
+    grouped, single = (
+        model.generate(
+            images, generation_type="beam_search", num_beams=beams, num_beam_groups=groups, seq_len=7, min_seq_len=1,
+            sot_token_id=7, eos_token_id=8, pad_token_id=9,
+        )
+        for beams, groups in ((6, 3), (2, 1))
+    )  # fmt: skip
+    assert torch.equal(grouped, single)
+
+
 @pytest.mark.parametrize("name", ["tiny", "middle", "middle-custom", "middle-no-cls"])
 def test_cached_logits_equal_the_full_forward(name):
     model = _build(name, 0).double()
@@ -97,7 +133,7 @@ def test_cached_logits_equal_the_full_forward(name):
     text = torch.randint(1, 4000, (6, length), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         image_tokens = model._encode_image(images)[1]
-        decoder = generation.CachedDecoder(model, image_tokens, captions=2, max_tokens=length)
+        decoder = CachedDecoder(model, image_tokens, captions=2, max_tokens=length)
         steps = torch.stack([decoder.step(text[:, position]) for position in range(length)], dim=1)
         full = model(images.repeat_interleave(2, 0), text, output_labels=False)["logits"]
     assert (steps - full).abs().max() < 1e-12 * full.abs().max()
@@ -142,9 +178,10 @@ def test_sampled_shares_match_the_model(captioner):
     """The second token of 900 captions of one image follows the model's own top-k distribution."""
     image, sampling = _images(1), Sampling("top_k", top_k=3, min_tokens=1, max_tokens=3)
     draws = torch.from_numpy(np.stack([[generation.uniforms(0, "x", m, 3) for m in range(900)]]))
-    second = generation.generate(captioner.model, image, draws, sampling=sampling)[0, :, 1]
+    specials = generation.specials_of(captioner)
+    second = generation.generate(captioner.model, image, draws, sampling=sampling, specials=specials)[0, :, 1]
     with torch.no_grad():
-        logits = captioner.model(image, torch.tensor([[49406]]), output_labels=False)["logits"][0, -1]
+        logits = captioner.model(image, torch.tensor([[specials.start]]), output_labels=False)["logits"][0, -1]
     top = logits.topk(3)
     shares = torch.tensor([(second == token).float().mean() for token in top.indices])
     assert torch.allclose(shares, top.values.softmax(-1), atol=0.05)
@@ -196,34 +233,41 @@ def test_captions_differ_between_indices_and_seeds(captioner):
 
 
 def test_text_is_cut_at_special_tokens_and_keeps_full_stops(captioner):
-    tokenizer = captioner.tokenizer
+    tokenizer, specials = captioner.tokenizer, generation.specials_of(captioner)
+    start, end = specials.start, specials.end
     words = tokenizer.encode("A red apple. It is   ripe!")
-    text = generation.to_text([49406, *words, 49407, *words], tokenizer)
-    assert text.replace(" .", ".").replace(" !", "!") == "a red apple. it is ripe!"
-    assert generation.to_text([49406, 49407, 0, 0], tokenizer) == ""
-    assert generation.to_text([49406, *words[:2], 49406, 320], tokenizer) == "a red"
-    assert generation.to_text([49406, *words[:2], 0, 320], tokenizer) == "a red"
-    assert generation.to_text([49406, *words[:2], 60_000], tokenizer) == "a red"  # a row without a word
+
+    def text(*tokens: int) -> str:
+        return generation.to_text(tokens, tokenizer, specials)
+
+    assert text(start, *words, end, *words).replace(" .", ".").replace(" !", "!") == "a red apple. it is ripe!"
+    assert text(start, end, 0, 0) == ""
+    short = tokenizer.encode("a red")
+    assert text(start, *short, start, *words) == "a red"
+    assert text(start, *short, 0, *words) == "a red"
+    assert text(start, *short, 60_000) == "a red"  # an output row without a word
 
 
 def test_text_drops_bytes_that_are_no_text(captioner):
-    tokenizer = captioner.tokenizer
+    tokenizer, specials = captioner.tokenizer, generation.specials_of(captioner)
     lone = [token for token, piece in tokenizer.decoder.items() if piece == tokenizer.byte_encoder[0xC3]]
     control = [token for token, piece in tokenizer.decoder.items() if piece == tokenizer.byte_encoder[0x00]]
     assert lone
     assert control
-    assert generation.to_text([49406, *lone, *control, *tokenizer.encode("cat")], tokenizer) == "cat"
+    tokens = [specials.start, *lone, *control, *tokenizer.encode("cat")]
+    assert generation.to_text(tokens, tokenizer, specials) == "cat"
 
 
 def test_models_that_cannot_be_decoded_are_refused(captioner):
-    sampling = Sampling()
+    longest = captioner.model.context_length
+    sampling = Sampling(max_tokens=longest)
     generation.check(captioner, sampling)
     with pytest.raises(ConfigError, match=r"^model: 'tiny-mci' is .*, want a CoCa"):
         generation.check(zoo.create("tiny-mci"), sampling)
-    with pytest.raises(ConfigError, match=r"^max_tokens: got 33, 'tiny-coca' takes at most 32\.$"):
-        generation.check(captioner, Sampling(max_tokens=33))
-    with pytest.raises(ConfigError, match=r"^min_tokens: got 30"):
-        generation.check(captioner, Sampling(min_tokens=30, max_tokens=30))
+    with pytest.raises(ConfigError, match=rf"^max_tokens: got {longest + 1}, 'tiny-coca' takes at most {longest}\.$"):
+        generation.check(captioner, Sampling(max_tokens=longest + 1))
+    with pytest.raises(ConfigError, match=r"^min_tokens: got 20"):
+        generation.check(captioner, Sampling(min_tokens=20, max_tokens=20))
     config = deepcopy(TINY)
     config.pop("custom_text")
     config["text_cfg"]["no_causal_mask"] = True
