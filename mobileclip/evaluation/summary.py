@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
-_SHOWN = ("retrieval/i2t/r1", "retrieval/i2t/r10", "retrieval/t2i/r1", "retrieval/t2i/r10")
+_SHOWN = {
+    "retrieval/i2t/r1": "image → text R@1",
+    "retrieval/i2t/r10": "image → text R@10",
+    "retrieval/t2i/r1": "text → image R@1",
+    "retrieval/t2i/r10": "text → image R@10",
+}
 
 
 def result_table(results: Mapping[str, Any]) -> Table:
@@ -15,15 +21,18 @@ def result_table(results: Mapping[str, Any]) -> Table:
         results: With `scopes`, each a name, a value and a table of metrics.
     """
     table = Table(
-        title=f"split '{results['split']}', {results['samples']} pictures, {results['confidence']:.0%} intervals"
+        box=box.SIMPLE_HEAD,
+        title=f"split '{results['split']}', {results['samples']} pictures, {results['confidence']:.0%} intervals",
     )
+    shares = {"slice", "metric", "verdict"}
     for name in ("slice", "metric", "student", "plain CLIP", "difference", "verdict", "chance", "majority"):
-        table.add_column(name, justify="left" if name in {"slice", "metric", "verdict"} else "right")
+        table.add_column(name, justify="left" if name in shares else "right", no_wrap=True)
     for scope in results["scopes"]:
-        label = f"{results['slice_field']} = {scope['value']}" if scope["name"] else "all"
+        label = f"{results['slice_field']}={scope['value']}" if scope["name"] else "all"
         for metric, row in scope["metrics"].items():
-            if metric in _SHOWN or metric.endswith("/top1"):
-                table.add_row(label, metric, *_cells(row))
+            name = _SHOWN.get(metric) or (f"{metric.split('/')[1]} top-1" if metric.endswith("/top1") else "")
+            if name:
+                table.add_row(label, name, *_cells(row))
                 label = ""
         table.add_section()
     return table
