@@ -22,6 +22,7 @@ def result_table(results: Mapping[str, Any]) -> Table:
     """
     table = Table(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1),
         title=f"split '{results['split']}', {results['samples']} pictures, {results['confidence']:.0%} intervals",
     )
     shares = {"slice", "metric", "verdict"}
