@@ -25,13 +25,15 @@ from mobileclip.errors import ConfigError
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Split = Literal["train", "validation", "test"]
+# Column names that are taken, alone or behind a teacher's.
+_COLUMNS = frozenset({"views", "captions", "scores", "selection"})
 Dtype = Literal["float16", "bfloat16", "float32", "int8"]
 
 
 class Section(BaseModel):
     """A section of params.yaml: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Prepare(Section):
@@ -119,7 +121,7 @@ class TrainTeacher(Section):
 
     teachers: list[Teacher] = []
     """Teachers, trained one after the other."""
-    captions: list[Name] = ["captions"]
+    captions: Annotated[list[Name], Field(min_length=1)] = ["captions"]
     """Caption fields of the samples to learn from; one is drawn per sample and step."""
     seed: NonNegativeInt = 0
     """Seed of weights, order and augmentation."""
@@ -182,14 +184,16 @@ class Caption(Section):
     """open_clip weights tag, where `model` is an open_clip name."""
     num_captions: PositiveInt = 5
     """Captions per image (M); the papers use 5, two bring most of the gain."""
-    method: Literal["top_p", "top_k", "greedy"] = "top_p"
-    """How tokens are drawn."""
+    method: Literal["top_p", "top_k", "greedy", "beam"] = "top_p"
+    """How tokens are chosen; `beam` gives the best captions of one search, as open_clip's does."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Probability mass kept by `top_p`."""
     top_k: PositiveInt = 50
     """Tokens kept by `top_k`."""
+    num_beams: Annotated[int, Field(ge=2)] = 6
+    """Hypotheses kept by `beam`, at least `num_captions`."""
     temperature: PositiveFloat = 1.0
-    """Divides the logits before drawing."""
+    """Divides the logits of the tokens that `top_p` or `top_k` kept, before drawing."""
     min_tokens: NonNegativeInt = 5
     """Fewest tokens, start token included, before an end token may come."""
     max_tokens: PositiveInt = 30
@@ -208,11 +212,19 @@ class Caption(Section):
     """Seed of the sampling, together with uid and caption index."""
 
     @model_validator(mode="after")
+    def _check_name(self) -> "Caption":
+        if self.name in _COLUMNS:
+            raise ValueError(f"name is '{self.name}', want another one: the dataset has a column of that name")
+        return self
+
+    @model_validator(mode="after")
     def _check_sampling(self) -> "Caption":
         if max(self.min_tokens, 1) >= self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, want less than max_tokens ({self.max_tokens})")
         if self.method == "greedy" and self.num_captions > 1:
             raise ValueError(f"num_captions is {self.num_captions}, want 1: greedy captions of one image are all equal")
+        if self.method == "beam" and self.num_captions > self.num_beams:
+            raise ValueError(f"num_captions is {self.num_captions}, want at most num_beams ({self.num_beams})")
         return self
 
 
@@ -233,6 +245,14 @@ class Views(Section):
     """RandAugment operations per view."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """RandAugment strength bin of 31."""
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "Views":
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low > high:
+                raise ValueError(f"{name}_min is {low}, want at most {name}_max ({high})")
+        return self
 
 
 class TeacherRef(Section):
@@ -274,7 +294,9 @@ class Calibrate(Section):
 
     enabled: bool = True
     """Off: keep each teacher's own logit scale."""
-    scales: list[PositiveFloat] = [10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0]
+    select: bool = True
+    """Leave a teacher out of the ensemble where it makes the averaged affinities worse."""
+    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0]
     """Candidate scales (1 / temperature)."""
     batch_size: PositiveInt = 256
     """Batch over which the affinities are formed; should be the student's."""
@@ -298,7 +320,7 @@ class Distill(Section):
     caption_field: Name = "captions"
     """Ground-truth caption field."""
     teachers: list[Name] = []
-    """Teachers to learn from, by column name; empty = all in the manifest."""
+    """Teachers to learn from, by column name; empty = the calibrated ensemble, else all in the manifest."""
     selection: bool = True
     """Train on the pairs the filter kept, where the manifest has a selection."""
     training: Training = Training()
@@ -453,6 +475,9 @@ def check_section(stage: str, section: Section | Mapping[str, Any]) -> Section:
     if stage not in STAGES:
         raise ConfigError(f"stage: got '{stage}', want one of {', '.join(STAGES)}.")
     if isinstance(section, Section):
+        wanted = type(getattr(Params(), stage))
+        if not isinstance(section, wanted):
+            raise ConfigError(f"{stage}: got a section of type {type(section).__name__}, want {wanted.__name__}.")
         return section
     checked = _validate(Params, {stage: dict(section)})
     missing = _unset(getattr(checked, stage), prefix=stage)

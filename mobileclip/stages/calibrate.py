@@ -30,7 +30,8 @@ def run(config: Calibrate, *, out: str, tracker: Tracker, data: str) -> dict[str
         data: Reinforced dataset.
 
     Returns:
-        Chosen scale per teacher, likelihood of every teacher alone and of the ensemble.
+        Chosen scale per teacher of the ensemble (a teacher that was left out has none), negative log-likelihood of
+        every teacher alone and of the ensemble.
     """
     content = manifest.read(data)
     names = content.teachers()
@@ -42,7 +43,7 @@ def run(config: Calibrate, *, out: str, tracker: Tracker, data: str) -> dict[str
         curves = {
             name: [_mean_nll([{name: b[name]} for b in batches], {name: s}) for s in config.scales] for name in names
         }
-        scales, best = _joint(config, batches, names)
+        scales, best = _choose(config, batches, names) if config.select else _joint(config, batches, names)
         for name, curve in curves.items():
             metrics[f"nll/{name}"] = min(curve)
             metrics[f"scale_alone/{name}"] = config.scales[curve.index(min(curve))]
@@ -87,11 +88,27 @@ def _mean_nll(batches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]], scale
         for transpose in (False, True):
             probabilities = []
             for name, (image, text) in batch.items():
+                if name not in scales:
+                    continue
                 logits = scales[name] * image @ text.T
                 probabilities.append(F.softmax(logits.T if transpose else logits, dim=1))
             mean = torch.stack(probabilities).mean(dim=0)
             total += float(-mean.diagonal().clamp_min(1e-12).log().mean())
     return total / (2 * len(batches))
+
+
+def _choose(
+    config: Calibrate, batches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]], names: list[str]
+) -> tuple[dict[str, float], float]:
+    """Scales of the best ensemble: from the best single teacher on, one is added as long as it helps."""
+    scales, best = min((_joint(config, batches, [name]) for name in names), key=lambda found: found[1])
+    while True:
+        rest = [name for name in names if name not in scales]
+        # The manifest's order of teachers is kept, whichever came in first.
+        grown = [_joint(config, batches, [n for n in names if n in scales or n == name]) for name in rest]
+        if not grown or min(found[1] for found in grown) >= best:
+            return scales, best
+        scales, best = min(grown, key=lambda found: found[1])
 
 
 def _joint(

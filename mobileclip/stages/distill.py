@@ -37,7 +37,7 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, 
         ConfigError: A named teacher is not in the manifest, or there is none while lambda is above 0.
     """
     content = manifest.read(data)
-    teachers = tuple(config.teachers or content.teachers())
+    teachers = tuple(config.teachers or content.scales or content.teachers())
     for name in teachers:
         if name not in content.teachers():
             raise ConfigError(f"distill.teachers: got '{name}', the dataset has {content.teachers()}.")
