@@ -127,7 +127,10 @@ def check(name: str, figures: dict[str, float], budget: float) -> None:
 
 
 def relative_error(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """||got - wanted|| / ||wanted - mean of wanted||, 0 is perfect; infinite where all wanted rows are equal or a value is no number."""
+    """||got - wanted|| / ||wanted - mean of wanted||; 0 is perfect.
+
+    Infinite where all wanted rows are equal or a value is no number.
+    """
     spread = float(np.linalg.norm(wanted.astype(np.float64) - wanted.mean(0, dtype=np.float64)))
     distance = float(np.linalg.norm(got.astype(np.float64) - wanted))
     return distance / spread if spread > 0 and np.isfinite(distance) else float("inf")
