@@ -10,11 +10,14 @@ uint8 [height, width, 3]. Without `labels` a row gives `image_embedding` and `te
 """
 
 import base64
+import gzip
 import importlib
 import io
+import itertools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -173,11 +176,19 @@ def _know_own_architectures() -> None:
 
 def _tokenizer(config: dict[str, Any], text_folder: Path) -> Callable[[list[str]], torch.Tensor]:
     text = config["text_cfg"]
-    length, options = int(text.get("context_length", 77)), text.get("tokenizer_kwargs", {})
+    length, options = int(text.get("context_length", 77)), dict(text.get("tokenizer_kwargs", {}))
     if "hf_tokenizer_name" in text:
         source = str(text_folder) if text_folder.is_dir() else text["hf_tokenizer_name"]
         return open_clip.tokenizer.HFTokenizer(source, context_length=length, **options)
-    return open_clip.SimpleTokenizer(context_length=length, **options)
+    merges = options.pop("num_merges", 0)
+    if not merges:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as handle:
+        lines = list(itertools.islice(handle, merges + 1))  # the first line is a header
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "merges.txt.gz"
+        path.write_bytes(gzip.compress("".join(lines).rstrip("\n").encode(), mtime=0))
+        return open_clip.SimpleTokenizer(str(path), context_length=length, **options)
 
 
 mlflow.models.set_model(Student())

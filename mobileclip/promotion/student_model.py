@@ -2,12 +2,18 @@
 
 import base64
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mobileclip import tracking
+from mobileclip.data import images
+from mobileclip.errors import IntegrityError
+from mobileclip.models import zoo
 
 _REQUIREMENTS = (
     "mlflow",
@@ -23,6 +29,8 @@ _REQUIREMENTS = (
 )
 _CHECKPOINT = ("open_clip_config.json", "open_clip_model.safetensors", "model.json")
 WEIGHTS = "student/open_clip_model.safetensors"
+_TEXT = "a photo of a cat."
+_TOLERANCE = 1e-5
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -39,6 +47,10 @@ def log(client: Any, name: str, *, student: Path, evidence: Path, run_id: str, e
 
     Returns:
         The model's id; `models:/ID` loads it.
+
+    Raises:
+        DataError: The checkpoint does not fit the architecture as it is in this package.
+        IntegrityError: The packed model gives other embeddings than the checkpoint.
     """
     mlflow = tracking.load_mlflow()
     experiment = client.get_run(run_id).info.experiment_id if run_id else tracking.experiment_id(client)
@@ -47,6 +59,7 @@ def log(client: Any, name: str, *, student: Path, evidence: Path, run_id: str, e
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
         _save(mlflow, target, student=student, evidence=evidence, example=example, described=described)
+        _prove(mlflow, target, student=student, example=example)
         client.log_model_artifacts(model.model_id, str(target))
     client.finalize_logged_model(model.model_id, "READY")
     if run_id:
@@ -81,9 +94,28 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
             code_paths=[str(root / "mobileclip_architectures.py")],
             artifacts={name: str(root / name) for name in ("student", "evidence")},
             signature=_signature(mlflow),
-            input_example={"image": [base64.b64encode(example).decode()], "text": ["a photo of a cat."]},
+            input_example={"image": [base64.b64encode(example).decode()], "text": [_TEXT]},
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             mlflow_model=described,
+        )
+
+
+def _prove(mlflow: Any, target: Path, *, student: Path, example: bytes) -> None:
+    """Load the packed model as a user would, and compare it with the checkpoint."""
+    clip = zoo.load(f"local-dir:{student}")
+    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
+    pixels = images.resize(images.decode(example), size, interpolation)[None]
+    wanted = torch.cat([clip.encode_image(zoo.image_tensor(pixels, clip.preprocess)), clip.encode_text([_TEXT])])
+    path = list(sys.path)
+    try:
+        found = mlflow.pyfunc.load_model(str(target)).predict({"image": [example], "text": [_TEXT]})
+    finally:
+        sys.path[:] = path  # MLflow leaves the model's code folder there
+    got = torch.tensor([found["image_embedding"][0], found["text_embedding"][0]])
+    error = float((got - wanted).abs().max())
+    if not error <= _TOLERANCE:
+        raise IntegrityError(
+            f"promote: the packed student's embeddings differ by {error:g}, want {_TOLERANCE:g} at most."
         )
 
 
