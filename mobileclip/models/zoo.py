@@ -213,7 +213,8 @@ def default_preprocess(model: str, config: dict[str, Any]) -> Preprocess:
         return Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     if model in own_names() or (model.startswith("MobileCLIP") and not model.endswith(("S3", "S4", "L-14"))):
         return Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
-    return Preprocess(size, tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD), "bicubic")
+    interpolation = "bilinear" if model.startswith("MobileCLIP") and model.endswith(("S3", "S4")) else "bicubic"
+    return Preprocess(size, tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD), interpolation)
 
 
 def _build(config: dict[str, Any], text_folder: Path | None) -> torch.nn.Module:
