@@ -201,7 +201,7 @@ class Caption(Section):
     batch_size: PositiveInt = 32
     """Images decoded together; changes no caption."""
     max_degenerate_share: Share = 0.5
-    """The stage fails when more captions than this are empty or loop."""
+    """The stage fails when more captions than this are empty, of one word, or loop."""
     splits: list[Split] = ["train"]
     """Splits to caption."""
     score_samples: NonNegativeInt = 1000

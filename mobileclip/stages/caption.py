@@ -64,7 +64,8 @@ def run(
 
     Raises:
         ConfigError: The model writes no captions, or the length does not fit it.
-        MobileClipError: More captions than `max_degenerate_share` are empty or loop; nothing is published.
+        MobileClipError: More captions than `max_degenerate_share` are empty, of one word, or loop;
+            nothing is published.
     """
     content = manifest.read(data)
     shards = content.split(*config.splits)
@@ -102,15 +103,17 @@ def _sampling(config: Caption) -> Sampling:
 
 def _plan(config: Caption, clip: zoo.Clip) -> ColumnPlan:
     """The column with all that decides its bytes; keys that the method does not read are left out."""
-    drawn: dict[str, Any] = {}
-    if config.method != "greedy":
-        drawn = {config.method: getattr(config, config.method), "temperature": config.temperature, "seed": config.seed}
+    chosen: dict[str, Any] = {}
+    if config.method in {"top_p", "top_k"}:
+        chosen = {config.method: getattr(config, config.method), "temperature": config.temperature, "seed": config.seed}
+    elif config.method == "beam":
+        chosen = {"num_beams": config.num_beams}
     spec: dict[str, Any] = {
         "sha256": clip.sha256,
         "preprocess": clip.preprocess.as_open_clip(),
         "context_length": int(clip.config["text_cfg"].get("context_length", 77)),
         "method": config.method,
-        **drawn,
+        **chosen,
         "num_captions": config.num_captions,
         "min_tokens": config.min_tokens,
         "max_tokens": config.max_tokens,
@@ -188,7 +191,7 @@ def _report(config: Caption, clip: zoo.Clip, out: str, final: Manifest, tracker:
     share = quality.metrics["degenerate"]
     if share > config.max_degenerate_share:
         raise MobileClipError(
-            f"caption.max_degenerate_share: {share:.1%} of {sum(map(len, captions))} captions are empty or loop, want "
+            f"caption.max_degenerate_share: {share:.1%} of {sum(map(len, captions))} captions are empty, short or loop, want "
             f"at most {config.max_degenerate_share:.1%}; the first is {bad[0]['caption']!r} ({bad[0]['reason']})."
         )
     return quality

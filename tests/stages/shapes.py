@@ -24,12 +24,13 @@ def make(
     rows = []
     for color, shape, size in product(COLORS, SHAPES, sizes):
         name = f"{color}-{shape}-{size}.png"
-        (source / name).write_bytes(_draw(COLORS[color], shape, size))
+        held_out = validation and size == sorted(sizes)[len(sizes) // 2]
+        (source / name).write_bytes(draw(COLORS[color], shape, size))
         rows.append(
             {
                 "image": name, "captions": [f"{color} {shape}", f"{shape}, {color}"],
                 "descriptions": [f"a picture of a {color} {shape} on white", f"a drawing that shows a {color} {shape}"],
-                "license": "CC0-1.0", "split": "validation" if validation and size == sorted(sizes)[len(sizes) // 2] else "train",
+                "license": "CC0-1.0", "split": "validation" if held_out else "train",
             }
         )  # fmt: skip
     (source / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -38,7 +39,8 @@ def make(
     return out
 
 
-def _draw(color: str, shape: str, size: int) -> bytes:
+def draw(color: str, shape: str, size: int) -> bytes:
+    """One colored shape of `size` pixels on a white 64 px PNG."""
     image = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(image)
     low, high = 32 - size // 2, 32 + size // 2

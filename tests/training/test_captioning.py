@@ -64,7 +64,7 @@ def test_loss_counts_every_word_and_the_end_but_no_padding(clip):
         logits = clip.model.text_decoder(image_tokens, text_tokens).log_softmax(-1)
     expected = 0.0
     for row, caption in zip(range(4), CAPTIONS, strict=True):
-        said = [*clip.tokenizer.encode(caption), 49407]
+        said = [*clip.tokenizer.encode(caption), clip.tokenizer.eot_token_id]
         expected -= sum(logits[row, place, token].item() for place, token in enumerate(said))
     assert count == sum(len(clip.tokenizer.encode(caption)) + 1 for caption in CAPTIONS)
     assert summed.item() == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,93 @@
+"""Captioning speed: five captions per image by our decoder against five calls of open_clip's `generate` per batch.
+
+    python -m benchmarks.bench_caption [--model coca_ViT-B-32] [--images 8] [--captions 5] [--lengths 30 15]
+
+Both draw by top-p 0.9 (the settings of the public reference generator) from the same model with random weights, one
+after the other in one run. Random weights practically never end a caption, so every caption has the full length and the
+token counts of both sides are equal; a trained model ends most captions of 30 tokens after 10 to 20, which is what the
+shorter length stands for.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from mobileclip.models import generation, zoo
+from mobileclip.models.generation import Sampling
+
+TOP_P = 0.9
+MIN_TOKENS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="coca_ViT-B-32", help="CoCa architecture")
+    parser.add_argument("--images", type=int, default=8, help="images per batch")
+    parser.add_argument("--captions", type=int, default=5, help="captions per image")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[30, 15], help="tokens per caption")
+    parser.add_argument("--repeats", type=int, default=2, help="measurements per row; the median counts")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    clip = zoo.create(options.model)
+    size = clip.preprocess.size
+    images = torch.randn(options.images, 3, size, size)
+    print(
+        f"{options.model}, random weights, {options.images} images x {options.captions} captions, top-p {TOP_P}, "
+        f"{options.threads} thread(s), torch {torch.__version__}\n"
+    )
+    print("| tokens | open_clip, s | ours, s | open_clip, images/s | ours, images/s | tokens written | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for length in options.lengths:
+        print(measure(clip, images, options.captions, length, options.repeats), flush=True)
+
+
+def measure(clip: zoo.Clip, images: torch.Tensor, captions: int, length: int, repeats: int) -> str:
+    """One row of the table; the two sides alternate, so that a busy machine disturbs both."""
+    sampling = Sampling("top_p", top_p=TOP_P, min_tokens=MIN_TOKENS, max_tokens=length)
+    uids = [f"image-{index}" for index in range(len(images))]
+
+    def theirs() -> int:
+        outputs = [
+            clip.model.generate(
+                images, generation_type="top_p", top_p=TOP_P, seq_len=length, min_seq_len=MIN_TOKENS,
+                fixed_output_length=True,
+            )
+            for _ in range(captions)
+        ]  # fmt: skip
+        return sum(int((output != 0).sum()) for output in outputs)
+
+    def ours() -> int:
+        draws = torch.stack([_draws(uid, captions, length) for uid in uids])
+        return int((generation.generate(clip.model, images, draws, sampling=sampling) != 0).sum())
+
+    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    tokens: dict[str, int] = {}
+    for _ in range(repeats):
+        for name, work in (("theirs", theirs), ("ours", ours)):
+            spent, tokens[name] = _time(work)
+            seconds[name].append(spent)
+    slow, fast = (statistics.median(seconds[name]) for name in ("theirs", "ours"))
+    count = len(images)
+    return (
+        f"| {length} | {slow:.2f} | {fast:.2f} | {count / slow:.2f} | {count / fast:.2f} | "
+        f"{tokens['theirs']} / {tokens['ours']} | {slow / fast:.1f}x |"
+    )
+
+
+def _draws(uid: str, captions: int, length: int) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(generation.uniforms(0, uid, m, length)) for m in range(captions)])
+
+
+def _time(work: Callable[[], int]) -> tuple[float, int]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()
