@@ -63,6 +63,9 @@ CHAIN: tuple[Step, ...] = (
     ),
 )
 
+# Stages whose shards may be shared out among processes: a group each, then a merge.
+FAN_OUT: tuple[str, ...] = ("caption", "reinforce")
+
 
 def step(stage: str) -> Step:
     """The chain's row of a stage.

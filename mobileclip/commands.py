@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from mobileclip import storage
 from mobileclip.chain import CHAIN, Step, step
-from mobileclip.config import Params, Section, read_params
+from mobileclip.config import Params, Section, check_section, read_params
 from mobileclip.entry import is_current, run_stage
 from mobileclip.errors import ConfigError, GateRefused
 
@@ -37,7 +38,8 @@ def stage(name: str, arguments: list[str]) -> int:
     config = _override(getattr(params, name), rest, name)
     inputs = {key: getattr(chosen, key) for key in row.names}
     fan_out = {"group": chosen.group, "num_groups": chosen.num_groups, "merge": chosen.merge}
-    metrics = run_stage(name, config, out=chosen.out, options=fan_out if chosen.num_groups > 1 else None, **inputs)
+    asked = chosen.merge or (chosen.group, chosen.num_groups) != (0, 1)
+    metrics = run_stage(name, config, out=chosen.out, options=fan_out if asked else None, **inputs)
     _print_metrics(name, metrics)
     return _exit_code(name, metrics)
 
@@ -179,22 +181,33 @@ def _override(config: Section, rest: list[str], name: str) -> Section:
         return config
     if any(a.startswith("--") and not a.startswith("--config.") for a in rest):
         raise ConfigError(f"{name}: unknown option {[a for a in rest if a.startswith('--')]}; keys are --config.KEY.")
-    flags = ["--" + a.removeprefix("--config.") if a.startswith("--config.") else a for a in rest]
+    # `--config.KEY=VALUE` is `--config.KEY VALUE`.
+    words = [w for a in rest for w in (a.split("=", 1) if a.startswith("--config.") else [a])]
+    if len(words) % 2:
+        raise ConfigError(f"{name}: '{words[-1]}' has no value.")
     values = config.model_dump(mode="json")
-    pairs = dict(zip(flags[::2], flags[1::2], strict=False))
-    if len(flags) % 2:
-        raise ConfigError(f"{name}: '{rest[-1]}' has no value.")
-    import yaml
-
-    for flag, value in pairs.items():
-        *path, last = flag.removeprefix("--").replace("-", "_").split(".")
-        place: Any = values
-        for part in path:
-            place = place[int(part)] if isinstance(place, list) else place.get(part, {})
-        place[last] = yaml.safe_load(value)
-    from mobileclip.config import check_section
-
+    for flag, text in zip(words[::2], words[1::2], strict=True):
+        if not flag.startswith("--config."):
+            raise ConfigError(f"{name}: '{flag}' has no key; keys are --config.KEY.")
+        _assign(values, flag.removeprefix("--config.").replace("-", "_").split("."), text, name)
     return check_section(name, values)
+
+
+def _assign(values: dict[str, Any], path: list[str], text: str, name: str) -> None:
+    """Put a YAML value at a dotted place; the place must be there already."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}.{'.'.join(path)}: got '{text}', want a YAML value.") from None
+    place: Any = values
+    for depth, part in enumerate(path):
+        known = range(len(place)) if isinstance(place, list) else place if isinstance(place, dict) else ()
+        key = int(part) if isinstance(place, list) and part.isdigit() else part
+        if key not in known:
+            raise ConfigError(f"{name}.{'.'.join(path[: depth + 1])}: unknown key.")
+        if depth == len(path) - 1:
+            place[key] = value
+        place = place[key]
 
 
 def _inputs(row: Step, arguments: argparse.Namespace) -> dict[str, str]:
@@ -220,7 +233,7 @@ def _summary(root: str) -> int:
     if storage.exists(uri):
         from mobileclip.evaluation.summary import result_table
 
-        Console().print(result_table(json.loads(storage.read_bytes(uri))))
+        Console(width=max(132, Console().width)).print(result_table(json.loads(storage.read_bytes(uri))))
         sys.stdout.write(f"report: {storage.join(root, 'evaluate', 'report.html')}\n")
     return 0
 

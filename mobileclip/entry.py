@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mobileclip import __version__, manifest, parallel, storage
-from mobileclip.chain import step
+from mobileclip.chain import FAN_OUT, step
 from mobileclip.config import Section, check_section
-from mobileclip.errors import ConfigError, DataError
+from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.report import Tracker
 
 logger = logging.getLogger(__name__)
@@ -57,14 +57,18 @@ def run_stage(
     """
     checked = check_section(stage, config)
     named = _check_inputs(stage, inputs)
+    chosen = _check_options(stage, options or {})
     target = str(out)
+    if not is_current(stage, checked, target, named):
+        # Were this run to end half-way, the old record would vouch for files that are no longer its own.
+        storage.delete(storage.join(target, RECORD))
     _seed(getattr(checked, "seed", 0))
     from mobileclip import tracking
 
     with tracking.stage_run(stage, checked.model_dump(mode="json"), named) as tracker:
-        metrics = _run(stage, checked, target, named, dict(options or {}), tracker)
+        metrics = _run(stage, checked, target, named, chosen, tracker)
         tracker.log_metrics(metrics)
-    if (options or {}).get("num_groups", 1) > 1 and not (options or {}).get("merge"):
+    if chosen.get("num_groups", 1) > 1 and not chosen.get("merge"):
         return metrics  # one group of a fan-out: the merge step completes the stage
     _write_json(target, "config.json", checked.model_dump(mode="json"))
     _write_json(target, "metrics.json", metrics)
@@ -85,21 +89,25 @@ def describe(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -
 
 
 def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> bool:
-    """Whether `out` already holds this stage's result for this code, config and these inputs."""
+    """Whether `out` already holds this stage's result for this code, config and these inputs, and holds it whole."""
     uri = storage.join(out, RECORD)
     if not storage.exists(uri):
         return False
-    record = json.loads(storage.read_bytes(uri))
     try:
+        record = json.loads(storage.read_bytes(uri))
         wanted = {name: input_digest(value) for name, value in sorted(inputs.items())}
-    except DataError:
+        same = (
+            record["stage"] == stage
+            and record["code"] == code_digest()
+            and record["config"] == _digest(config.model_dump(mode="json"))
+            and record["inputs"] == wanted
+        )
+        if same:
+            for name, sha256 in record["files"].items():
+                storage.read_bytes(storage.join(out, name), sha256=sha256)
+    except (DataError, IntegrityError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return bool(
-        record["stage"] == stage
-        and record["code"] == code_digest()
-        and record["config"] == _digest(config.model_dump(mode="json"))
-        and record["inputs"] == wanted
-    )
+    return bool(same)
 
 
 def input_digest(uri: str) -> str:
@@ -161,6 +169,15 @@ def _check_inputs(stage: str, inputs: Mapping[str, str | Path]) -> dict[str, str
         if not storage.is_s3(uri) and not Path(uri).exists():
             raise DataError(f"{stage}: input '{name}' is '{uri}', there is no such file or folder.")
     return given
+
+
+def _check_options(stage: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    group, groups = int(options.get("group", 0)), int(options.get("num_groups", 1))
+    if (groups != 1 or options.get("merge")) and stage not in FAN_OUT:
+        raise ConfigError(f"{stage}: does not fan out over groups, only {' and '.join(FAN_OUT)} do.")
+    if not 0 <= group < groups:
+        raise ConfigError(f"{stage}: group is {group}, want 0 to {groups - 1}.")
+    return dict(options)
 
 
 def _seed(seed: int) -> None:

@@ -126,6 +126,15 @@ def put_if_absent(uri: str | Path, data: bytes) -> bool:
     return True
 
 
+def delete(uri: str | Path) -> None:
+    """Remove a file or object; nothing there is fine, too."""
+    if is_s3(uri):
+        bucket, key = _bucket_key(str(uri))
+        _s3().delete_object(Bucket=bucket, Key=key)
+        return
+    Path(uri).unlink(missing_ok=True)
+
+
 def list_names(uri: str | Path) -> list[str]:
     """Sorted names directly below a folder or prefix; empty where there is none."""
     if not is_s3(uri):

@@ -13,8 +13,8 @@ SETTINGS = "mobileclip"
 VOLUME = "mobileclip-data"
 """Claim mounted at /data: raw pictures and pretrained towers, or the whole root where there is no object store."""
 
-_FROM_CONFIG_MAP = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-_FROM_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+FROM_CONFIG_MAP = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
+FROM_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
 
 
@@ -101,8 +101,8 @@ def apply(task: dsl.PipelineTask, stage: str, profile: str) -> dsl.PipelineTask:
 
 def _connect(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Addresses, credentials, the data volume, and the key by which all pods of a run find their MLflow parent."""
-    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in _FROM_CONFIG_MAP}, optional=True)
-    kubernetes.use_secret_as_env(task, SETTINGS, {name: name for name in _FROM_SECRET}, optional=True)
+    kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in FROM_CONFIG_MAP}, optional=True)
+    kubernetes.use_secret_as_env(task, SETTINGS, {name: name for name in FROM_SECRET}, optional=True)
     for variable in ("MOBILECLIP_PARENT_KEY", "KFP_RUN_ID"):
         kubernetes.use_field_path_as_env(task, variable, _RUN_ID_LABEL)
     return kubernetes.mount_pvc(task, pvc_name=VOLUME, mount_path="/data")

@@ -41,7 +41,7 @@ def connect(host: str, namespace: str = "") -> PipelinesClient:
 
 
 def upload(client: PipelinesClient, package: Path, version: str) -> Any:
-    """Upload a package as a new pipeline or a new version; a version that is there already is taken as it is.
+    """Upload a package as a new pipeline or a new version; a version that is there already is not uploaded again.
 
     Args:
         client: Of the API server.
@@ -51,15 +51,16 @@ def upload(client: PipelinesClient, package: Path, version: str) -> Any:
     Raises:
         ConfigError: A version of that name holds another package.
     """
-    spec = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
-    name = spec[0]["pipelineInfo"]["name"]
+    documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
+    name = documents[0]["pipelineInfo"]["name"]
     try:
         found = client.get_pipeline_version(name, version)
     except ValueError:
         return client.upload_pipeline(str(package), name=name, version=version)
-    held = found.pipeline_spec.get("pipeline_spec", found.pipeline_spec)
-    if held != spec[0]:
-        raise ConfigError(f"version: '{version}' of '{name}' holds another package; commit the change first.")
+    held = found.pipeline_spec
+    held = [held["pipeline_spec"], held["platform_spec"]] if "pipeline_spec" in held else [held]
+    if held != documents:
+        raise ConfigError(f"version: '{version}' of '{name}' holds another package, want a new name.")
     return found
 
 
@@ -128,7 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--params", type=Path, default=defaults.PARAMS, help="sections of this run")
     parser.add_argument("--defaults", type=Path, default=defaults.PARAMS, help="sections of the uploaded version")
     parser.add_argument("--profile", choices=[p for p in PROFILES if p != "local"], default="gpu", help="resources")
-    parser.add_argument("--version", default="", help="name of the version; empty = project version + git revision")
+    parser.add_argument(
+        "--version", default="", help="name of the version; empty = project version, git revision, content"
+    )
     parser.add_argument("--root", required=True, help="s3:// prefix, or a folder below /data; stage X writes ROOT/X")
     parser.add_argument("--source", default="", help="folder with pictures and captions, as the pods see it")
     parser.add_argument("--source-digest", default="", help="its digest; pods refuse another one")

@@ -1,4 +1,4 @@
-"""Names of pipeline versions: project version and git revision."""
+"""Names of pipeline versions: project version, git revision and content."""
 
 import hashlib
 import subprocess
@@ -10,16 +10,20 @@ _SOURCES = ("mobileclip", "components", "pipelines", "params.yaml")
 
 
 def version_name(package: Path) -> str:
-    """`0.1.0+g1a2b3c4d5`; a package from uncommitted sources is told apart by its own digest.
+    """`0.1.0+g1a2b3c4d5.6e7f8a9b`: project version, git revision, and the package's own digest.
+
+    The digest tells packages of one revision apart: other images, resources or defaults. `dirty` stands before it
+    where the sources are not as committed.
 
     Args:
         package: The compiled package.
     """
     commit = provenance.git_commit()
-    revision = f"g{commit[:9]}" if commit else "nogit"
-    clean = bool(commit) and not _changes()
-    suffix = "" if clean else f".d{hashlib.sha256(package.read_bytes()).hexdigest()[:8]}"
-    return f"{__version__}+{revision}{suffix}"
+    parts = [f"g{commit[:9]}" if commit else "nogit"]
+    if commit and _changes():
+        parts.append("dirty")
+    parts.append(hashlib.sha256(package.read_bytes()).hexdigest()[:8])
+    return f"{__version__}+{'.'.join(parts)}"
 
 
 def _changes() -> str:

@@ -68,7 +68,7 @@ def apply_view(image: Image.Image, view: np.ndarray, *, size: int, interpolation
 
 
 def magnitude(op: str, signed_bin: int, size: int) -> float:
-    """Strength of an operation at a bin of torchvision's RandAugment table (31 bins).
+    """Strength of an operation at a bin of torchvision's RandAugment table (31 bins), without its float32 rounding.
 
     Args:
         op: A name of `OPS`.
@@ -80,7 +80,8 @@ def magnitude(op: str, signed_bin: int, size: int) -> float:
     if op in {"ShearX", "ShearY"}:
         return sign * 0.3 * share
     if op in {"TranslateX", "TranslateY"}:
-        return sign * 150.0 / 331.0 * size * share
+        # One division, so that a whole number of pixels comes out whole: it is cut to an integer later.
+        return sign * (150 * size * bin_) / (331 * (NUM_BINS - 1))
     if op == "Rotate":
         return sign * 30.0 * share
     if op in {"Brightness", "Color", "Contrast", "Sharpness"}:
@@ -88,7 +89,7 @@ def magnitude(op: str, signed_bin: int, size: int) -> float:
     if op == "Posterize":
         return float(8 - round(bin_ / ((NUM_BINS - 1) / 4)))
     if op == "Solarize":
-        return 255.0 * (1.0 - share)
+        return 255.0 / (NUM_BINS - 1) * (NUM_BINS - 1 - bin_)  # 8.5 a bin, exact: pixels are compared with it
     return 0.0
 
 

@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 
 from mobileclip.errors import DataError
 
+# What image collections hold; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -23,7 +25,7 @@ def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
     is taken. The size of the result is the size that view parameters refer to.
 
     Args:
-        data: Encoded bytes (JPEG, PNG, WebP, ...).
+        data: Encoded bytes (JPEG, PNG, WebP, GIF or BMP).
         max_pixels: Larger pictures are refused before their pixels are decoded; 0 = Pillow's own limit.
 
     Raises:
@@ -32,14 +34,17 @@ def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             width, height = image.size
             if max_pixels and width * height > max_pixels:
                 raise DataError(f"image: {width}x{height} pixels, want at most {max_pixels} in all.")
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"image: cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}.") from None
-    return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow raises far more than it documents
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(f"image: cannot be decoded: {reason}.") from None
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Recipe:
         views: `stored` replays a view of the view column, a `Views` spec draws fresh ones, `whole` takes the picture.
         selection: Leave out what the filter dropped.
         seed: Seed of the draws.
+        more_fields: Further fields whose captions join the draw; not with teachers, whose embeddings are of one field.
     """
 
     preprocess: Preprocess
@@ -46,6 +47,7 @@ class Recipe:
     views: Views | str = "stored"
     selection: bool = True
     seed: int = 0
+    more_fields: tuple[str, ...] = ()
 
 
 class PairDataset(Dataset[Item]):
@@ -86,8 +88,7 @@ class PairDataset(Dataset[Item]):
         rng = _generator(self._recipe.seed, epoch, sample.uid)
         image = decode(sample.image)
         item: Item = {}
-        captions = sample.metadata[self._recipe.caption_field]
-        captions = [captions] if isinstance(captions, str) else captions
+        captions = _captions(sample.metadata, self._recipe)
         view = int(rng.integers(2**31))
         choice = int(rng.integers(len(captions)))
         item["image"], view_row = self._image(image, sample.uid, epoch, shard, row, view)
@@ -130,15 +131,30 @@ def batches(
     The order is a function of (seed, number of samples): epochs are permutations laid end to end and cut into batches,
     so a run that starts at step s sees exactly what an unbroken run sees from there. Workers change nothing.
     """
-    sampler = [place_batch(len(dataset), batch_size, step, seed) for step in range(first_step, last_step)]
     loader: DataLoader[Item] = DataLoader(
         dataset,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=_Steps(len(dataset), batch_size, first_step, last_step, seed),  # type: ignore[arg-type]
         num_workers=workers,
+        # Its own generator: else opening a loader would move torch's, and a resumed run would draw other dropout masks.
+        generator=torch.Generator().manual_seed(seed),
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
     return iter(loader)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The places of steps `first`..`last` - 1, planned as they come: a long run has billions."""
+
+    samples: int
+    batch_size: int
+    first: int
+    last: int
+    seed: int
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return (place_batch(self.samples, self.batch_size, step, self.seed) for step in range(self.first, self.last))
 
 
 def place_batch(samples: int, batch_size: int, step: int, seed: int) -> list[Place]:
@@ -173,12 +189,23 @@ def _generator(seed: int, epoch: int, uid: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
 
 
+def _captions(metadata: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    values = [metadata.get(field) or [] for field in (recipe.caption_field, *recipe.more_fields)]
+    return [text for value in values for text in ([value] if isinstance(value, str) else value)]
+
+
 def _columns(manifest: Manifest, recipe: Recipe) -> list[str]:
     names = [*recipe.synthetic]
     if recipe.views == "stored":
         names.append("views")
     for teacher in recipe.teachers:
         names += [f"{teacher}.{kind}" for kind in ("views", "captions", *recipe.synthetic)]
+        stored = manifest.column(f"{teacher}.captions").spec.get("field", recipe.caption_field)
+        if (stored, ()) != (recipe.caption_field, recipe.more_fields):
+            wanted = ", ".join((recipe.caption_field, *recipe.more_fields))
+            raise DataError(
+                f"data: teacher '{teacher}' has embeddings of the field '{stored}', the training reads '{wanted}'."
+            )
     for name in names:
         manifest.column(name)
     return names
@@ -197,7 +224,7 @@ def _places(
         for row in range(len(reader)):
             if keep is not None and not keep[row]:
                 continue
-            if recipe.caption_field != "captions" and not reader.sample(row).metadata.get(recipe.caption_field):
+            if recipe.caption_field != "captions" and not _captions(reader.sample(row).metadata, recipe):
                 continue
             found.append((index, row))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import webdataset
 
 from mobileclip import storage
-from mobileclip.errors import IntegrityError
+from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard, uids_digest
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -74,8 +74,8 @@ class ShardReader:
     """Random access to one tar: headers are read once, members are sliced from a memory map.
 
     Raises:
-        IntegrityError: The tar does not hold the samples its manifest entry promises (for example because it was cut
-            at a member boundary, which tar readers pass over in silence).
+        DataError: The tar is missing, unreadable or does not hold the samples its manifest entry promises (for example
+            because it was cut at a member boundary, which tar readers pass over in silence).
     """
 
     def __init__(self, folder: str, shard: Shard) -> None:
@@ -85,10 +85,13 @@ class ShardReader:
         self._members = _index(str(self._path), shard)
         self.uids = list(self._members)
         if len(self.uids) != shard.samples or uids_digest(self.uids) != shard.uids_sha256:
-            raise IntegrityError(
-                f"shard '{shard.name}': has {len(self.uids)} samples, the manifest promises {shard.samples} with uids "
-                f"{shard.uids_sha256[:12]}; the file is cut or was replaced."
+            raise DataError(
+                f"shard '{shard.name}': '{self._path}' has {len(self.uids)} samples, the manifest promises "
+                f"{shard.samples} with uids {shard.uids_sha256[:12]}; the file is cut or was replaced."
             )
+        for uid, members in self._members.items():
+            if "json" not in members or not any(extension in members for extension in IMAGE_EXTENSIONS):
+                raise DataError(f"shard '{shard.name}': '{self._path}' lacks the picture or the json of '{uid}'.")
         self._map: mmap.mmap | None = None
 
     def __len__(self) -> int:
@@ -128,5 +131,5 @@ def _index(path: str, shard: Shard) -> dict[str, dict[str, tuple[int, int]]]:
                 uid, _, extension = info.name.partition(".")
                 members.setdefault(uid, {})[extension] = (info.offset_data, info.size)
     except tarfile.TarError as error:
-        raise IntegrityError(f"shard '{shard.name}': '{path}' is no readable tar: {error}.") from None
+        raise DataError(f"shard '{shard.name}': '{path}' is no readable tar: {error}.") from None
     return members

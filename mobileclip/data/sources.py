@@ -3,6 +3,7 @@
 import csv
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,11 @@ def _read_table(root: Path, table: Path) -> Iterator[Raw]:
         if "image" not in fields:
             raise DataError(f"{where}: no field 'image', got {sorted(fields)}.")
         image = str(fields.pop("image"))
-        captions = fields.pop("captions", None) or fields.pop("caption", None)
+        captions = _captions(fields, where)
         if not captions:
             raise DataError(f"{where}: '{image}' has no 'captions'.")
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        if "\0" in image:
+            raise DataError(f"{where}: image {image!r} is no file name.")
         path = (root / image).resolve()
         if not path.is_relative_to(root.resolve()):
             raise DataError(f"{where}: image '{image}' lies outside the input folder.")
@@ -81,8 +83,7 @@ def _read_table(root: Path, table: Path) -> Iterator[Raw]:
 def _table_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with table.open(encoding="utf-8", errors="replace", newline="") as handle:
         if table.suffix == ".csv":
-            for number, row in enumerate(csv.DictReader(handle), start=2):
-                yield number, {k: v for k, v in row.items() if v not in {None, ""}}
+            yield from _csv_rows(table.name, csv.DictReader(handle))
             return
         for number, line in enumerate(handle, start=1):
             if not line.strip():
@@ -96,10 +97,34 @@ def _table_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
+def _csv_rows(name: str, reader: "csv.DictReader[str]") -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        for number, row in enumerate(reader, start=2):
+            if None in row:  # where DictReader puts the values beyond the last column
+                columns = len(reader.fieldnames or [])
+                raise DataError(f"{name}:{number}: {columns + len(row[None])} values for {columns} columns.")
+            yield number, {k: v for k, v in row.items() if v not in {None, ""}}
+    except csv.Error as error:
+        raise DataError(f"{name}: {error}.") from None
+
+
+def _captions(fields: dict[str, Any], where: str) -> list[str]:
+    """Take `captions` or `caption` out of a sample's fields."""
+    several, single = fields.pop("captions", None), fields.pop("caption", None)
+    value = several or single or []
+    if isinstance(value, str):
+        return [value]
+    wrong = value if not isinstance(value, list) else next((v for v in value if not isinstance(v, str)), None)
+    if wrong is not None or (isinstance(value, list) and None in value):
+        verb = "holds" if isinstance(value, list) else "is"
+        raise DataError(f"{where}: 'captions' {verb} {type(wrong).__name__}, want a text or a list of texts.")
+    return value
+
+
 def _read_folder(root: Path) -> Iterator[Raw]:
     found = False
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS:
+        if path.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS or not path.is_file():
             continue
         text = path.with_suffix(".txt")
         captions = text.read_text(encoding="utf-8", errors="replace").strip().splitlines() if text.is_file() else []
@@ -114,8 +139,9 @@ def _read_tars(paths: list[Path]) -> Iterator[Raw]:
     for path in paths:
         try:
             yield from _read_tar(path)
-        except tarfile.TarError as error:
-            raise DataError(f"prepare.source: '{path.name}' is no readable tar: {error}.") from None
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise DataError(f"prepare.source: '{path.name}' is no readable tar: {reason}.") from None
 
 
 def _read_tar(path: Path) -> Iterator[Raw]:
@@ -129,18 +155,27 @@ def _read_tar(path: Path) -> Iterator[Raw]:
             stem, _, extension = base.partition(".")
             handle = tar.extractfile(info)
             members.setdefault(f"{folder}/{stem}", {})[extension.lower()] = handle.read() if handle else b""
+        _check_end(tar)
     for key, parts in members.items():
         extension = next((e for e in parts if e in IMAGE_EXTENSIONS), "")
         fields = _json_fields(parts.get("json", b"{}"))
         text = parts.get("txt", b"").decode("utf-8", errors="replace").strip()
-        captions = fields.pop("captions", None) or ([text] if text else [])
-        fields.pop("caption", None)
+        name = f"{path.name}:{key.removeprefix('/')}"
+        captions = _captions(fields, name) or ([text] if text else [])
         yield Raw(
-            f"{path.name}:{key.lstrip('/')}",
+            name,
             extension or "none",
             parts.get(extension, b""),
             {**fields, "captions": captions, "key": key.rpartition("/")[2]},
         )
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """A tar ends with blocks of zeros; cut between two members it would pass for a shorter one."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if not tar.fileobj.read(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("its end mark is missing, the file is cut")
 
 
 def _json_fields(data: bytes) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """verify: re-hash every file of a dataset, check its contents, and prove that views replay to what teachers saw."""
 
+import json
 import logging
 from typing import Any
 
@@ -11,7 +12,7 @@ from mobileclip.data.columns import ColumnReader, unpack_texts
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
-from mobileclip.errors import IntegrityError
+from mobileclip.errors import DataError, IntegrityError
 from mobileclip.manifest import Column, Manifest, Shard
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels
@@ -39,9 +40,10 @@ def verify(data: str, *, teachers: str = "", samples: int = 16) -> dict[str, Any
         IntegrityError: The first damage found: the sentence names the file.
     """
     content = manifest.read(data)
+    _check_record(data)
     for shard in content.shards:
         _check_bytes(data, shard.path, shard.sha256, shard.bytes)
-        ShardReader(data, shard)  # counts and uids
+        _check_shard(data, shard)
     by_name = {shard.name: shard for shard in content.shards}
     for column in content.columns:
         for name, part in column.parts.items():
@@ -49,9 +51,7 @@ def verify(data: str, *, teachers: str = "", samples: int = 16) -> dict[str, Any
                 raise IntegrityError(f"column '{column.name}': has rows for shard '{name}', which the dataset lacks.")
             _check_bytes(data, part.path, part.sha256, part.bytes)
             _check_part(data, content, column, by_name[name])
-    replayed = {
-        name: _replay(data, content, name, teachers=teachers, samples=samples) for name in content.teachers()
-    }
+    replayed = {name: _replay(data, content, name, teachers=teachers, samples=samples) for name in content.teachers()}
     return {
         "manifest": content.digest(),
         "shards": len(content.shards),
@@ -61,9 +61,32 @@ def verify(data: str, *, teachers: str = "", samples: int = 16) -> dict[str, Any
     }
 
 
-def _check_bytes(data: str, path: str, sha256: str, size: int) -> None:
-    raw = storage.read_bytes(storage.join(data, path), sha256=sha256)
-    if len(raw) != size:
+def _check_record(data: str) -> None:
+    """The manifest vouches for shards and columns; the stage's record, where it lies beside, for the manifest."""
+    uri = storage.join(data, "record.json")
+    if not storage.exists(uri):
+        return
+    try:
+        files = json.loads(storage.read_bytes(uri))["files"]
+    except (ValueError, KeyError, TypeError):
+        raise IntegrityError(f"{uri}: is no record, the file is damaged.") from None
+    for name, sha256 in files.items():
+        _check_bytes(data, name, sha256)
+
+
+def _check_shard(data: str, shard: Shard) -> None:
+    try:
+        ShardReader(data, shard)  # counts and uids
+    except DataError as error:
+        raise IntegrityError(str(error)) from None
+
+
+def _check_bytes(data: str, path: str, sha256: str, size: int | None = None) -> None:
+    try:
+        raw = storage.read_bytes(storage.join(data, path), sha256=sha256)
+    except DataError as error:
+        raise IntegrityError(str(error)) from None
+    if size is not None and len(raw) != size:
         raise IntegrityError(f"{path}: has {len(raw)} bytes, the manifest promises {size}.")
 
 
@@ -116,7 +139,8 @@ def _replay(data: str, content: Manifest, teacher: str, *, teachers: str, sample
     model = str(column.spec["model"])
     if model.startswith("trained") and not teachers:
         return "not replayed: the `teachers` folder was not given"
-    name, _, tag = model.partition("/")
+    whole = model.startswith(("trained", "hf-hub:", "local-dir:"))  # a published name carries its tag: NAME/TAG
+    name, tag = (model, "") if whole else model.split("/", 1)
     clip = zoo.load(name, pretrained=tag, trained=teachers)
     if clip.sha256 != column.spec["sha256"]:
         raise IntegrityError(f"teacher '{teacher}': its weights are {clip.sha256[:12]}, not those the column names.")

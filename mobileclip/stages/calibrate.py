@@ -10,6 +10,7 @@ from mobileclip import manifest, storage
 from mobileclip.config import Calibrate
 from mobileclip.data.columns import ColumnReader
 from mobileclip.data.embeddings import decode_all
+from mobileclip.errors import DataError
 from mobileclip.evaluation.figures import save_curves
 from mobileclip.manifest import Manifest
 from mobileclip.report import Tracker
@@ -32,9 +33,14 @@ def run(config: Calibrate, *, out: str, tracker: Tracker, data: str) -> dict[str
     Returns:
         Chosen scale per teacher of the ensemble (a teacher that was left out has none), negative log-likelihood of
         every teacher alone and of the ensemble.
+
+    Raises:
+        DataError: No teacher's embeddings are there.
     """
     content = manifest.read(data)
     names = content.teachers()
+    if not names:
+        raise DataError(f"calibrate: '{data}' has no teacher embeddings, want the output of reinforce.")
     own = {name: float(content.column(f"{name}.views").spec["logit_scale"]) for name in names}
     metrics: dict[str, float] = {}
     scales = own

@@ -10,6 +10,7 @@ from mobileclip.config import Filter
 from mobileclip.data.columns import ColumnPlan, ColumnReader, Tensors, build_columns, collect
 from mobileclip.data.images import decode, resize
 from mobileclip.data.shards import ShardReader
+from mobileclip.errors import DataError
 from mobileclip.evaluation.figures import save_histogram
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import zoo
@@ -33,10 +34,15 @@ def run(config: Filter, *, out: str, tracker: Tracker, data: str, teachers: str 
 
     Returns:
         Pairs seen and kept, the cosine at the cut, mean cosine of kept and dropped pairs.
+
+    Raises:
+        DataError: No training pair is there, or none is kept.
     """
     content = manifest.read(data)
     clip = zoo.load(config.model, pretrained=config.pretrained, trained=teachers)
     shards = content.split("train")
+    if not shards:
+        raise DataError(f"filter: '{data}' has no shard of the split train.")
     scores_plan = ColumnPlan(
         "scores", "selection", {"model": clip.sha256, "batch_size": config.batch_size, "version": 1}
     )
@@ -47,6 +53,8 @@ def run(config: Filter, *, out: str, tracker: Tracker, data: str, teachers: str 
     flat = torch.cat(scores)
     kept = max(1, round(config.keep_share * len(flat)))
     cut = max(float(flat.sort(descending=True).values[kept - 1]), config.min_score)
+    if cut > float(flat.max()):
+        raise DataError(f"filter.min_score: got {cut}, no pair scores as high, the best has {float(flat.max()):.4f}.")
     spec = {**scores_plan.spec, "cut": cut, "keep_share": config.keep_share, "min_score": config.min_score}
     plan = ColumnPlan("selection", "selection", spec, computed_on=["scores"])
     by_name = {shard.name: values for shard, values in zip(shards, scores, strict=True)}

@@ -20,6 +20,7 @@ from mobileclip.report import Tracker
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_DUPLICATE = "same bytes as"
 
 
 def run(config: Prepare, *, out: str, tracker: Tracker, source: str) -> dict[str, float]:  # noqa: ARG001
@@ -52,7 +53,7 @@ def run(config: Prepare, *, out: str, tracker: Tracker, source: str) -> dict[str
             continue
         if checked.uid in seen:
             counts["duplicates"] += 1
-            rejected.append({"sample": raw.name, "reason": f"same bytes as {seen[checked.uid]}"})
+            rejected.append({"sample": raw.name, "reason": f"{_DUPLICATE} {seen[checked.uid]}"})
             continue
         seen[checked.uid] = raw.name
         licenses[str(checked.metadata["license"])] += 1
@@ -88,10 +89,16 @@ def _check(raw: sources.Raw, config: Prepare) -> Sample | str:
         return str(error)
     uid = hashlib.sha256(raw.image).hexdigest()[:24]
     metadata: dict[str, Any] = {**raw.fields, "captions": captions, "width": width, "height": height}
-    metadata.setdefault("license", config.license)
-    split = metadata.setdefault("split", _draw_split(str(metadata.get(config.group_field, uid)), config))
+    metadata["license"] = metadata.get("license") or config.license
+    group = metadata.get(config.group_field)
+    split = metadata.get("split") or _draw_split(str(uid if group is None else group), config)
     if split not in SPLITS:
         return f"split is '{split}', want one of {', '.join(SPLITS)}"
+    metadata["split"] = split
+    try:
+        json.dumps(metadata, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "a text is no valid Unicode"
     return Sample(uid, raw.image, metadata)
 
 
@@ -105,7 +112,7 @@ def _check_counts(read: int, bad: int, rejected: list[dict[str, str]], config: P
     if read == 0:
         raise DataError(f"prepare.source: '{source}' holds no samples.")
     if bad / read > config.max_bad_share:
-        first = rejected[0]
+        first = next(row for row in rejected if not row["reason"].startswith(_DUPLICATE))
         raise DataError(
             f"prepare.max_bad_share: {bad} of {read} samples are bad (want at most {config.max_bad_share:.2%}), "
             f"the first is '{first['sample']}': {first['reason']}."

@@ -59,6 +59,8 @@ def run(
     columns = [content.column(name) for name in config.captions]
     if not config.teachers:
         raise ConfigError("reinforce.teachers: got an empty list, want at least one teacher.")
+    if not shards:
+        raise ConfigError(f"reinforce.splits: got {config.splits}, the dataset has no shard of these splits.")
     refs = {ref.name: ref for ref in config.teachers}
     clips = {name: zoo.load(r.model, pretrained=r.pretrained, trained=teachers) for name, r in refs.items()}
     plans = _plans(config, content, refs, clips)
@@ -168,7 +170,7 @@ def _texts(
     config: Reinforce, data: str, content: Manifest, samples: list[Sample], shard: Shard, kind: str
 ) -> list[list[str]]:
     if kind == GROUND_TRUTH:
-        rows = [sample.metadata[config.caption_field] for sample in samples]
+        rows = [sample.metadata.get(config.caption_field) or [] for sample in samples]
         return [[row] if isinstance(row, str) else list(row) for row in rows]
     reader = ColumnReader(data, content.column(kind), shard)
     return [unpack_texts(reader, index) for index in range(len(samples))]

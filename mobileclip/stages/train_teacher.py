@@ -88,6 +88,12 @@ def _create(teacher: Teacher, towers: str) -> zoo.Clip:
         raise DataError(f"train_teacher: teacher '{teacher.name}': no Hugging Face text model in '{text}'.")
     clip = zoo.create(teacher.model, text_folder=text)
     model: Any = clip.model
+    towers_of = ("timm_proj" in clip.config["vision_cfg"], "hf_proj_type" in clip.config["text_cfg"])
+    if teacher.lock and not all(towers_of):
+        raise ConfigError(
+            f"train_teacher: teacher '{teacher.name}': lock is on, but '{teacher.model}' has no timm image tower "
+            "beside a Hugging Face text tower."
+        )
     if teacher.image_weights:
         _load_tower(model.visual.trunk, root / teacher.image_weights, teacher.name, allowed=("classifier.", "head."))
     if text is not None:
@@ -114,12 +120,13 @@ def _train_whole(
     teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str
 ) -> Result:
     recipe = Recipe(
-        clip.preprocess, clip.tokenizer, config.captions[0], views=_VIEWS, selection=False, seed=config.seed
-    )
+        clip.preprocess, clip.tokenizer, config.captions[0], views=_VIEWS, selection=False, seed=config.seed,
+        more_fields=tuple(config.captions[1:]),
+    )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
     return train_clip(
         clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
-        key={"data": content.digest(), "seed": config.seed, "model": teacher.model},
+        key={"data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions},
         folder=storage.join(out, teacher.name), title=teacher.name,
     )  # fmt: skip
 
@@ -146,11 +153,15 @@ def _trunk_features(
     texts: list[str] = []
     owners: list[int] = []
     for sample in read_samples(data, content, "train"):
+        values = [sample.metadata.get(field) or [] for field in config.captions]
+        captions = [text for value in values for text in ([value] if isinstance(value, str) else value)]
+        if not captions:
+            continue
+        texts += captions
+        owners += [len(pixels)] * len(captions)
         pixels.append(resize(decode(sample.image), clip.preprocess.size, clip.preprocess.interpolation))
-        for field in config.captions:
-            captions = sample.metadata.get(field) or []
-            texts += captions
-            owners += [len(pixels) - 1] * len(captions)
+    if not texts:
+        raise DataError(f"data: no sample with a '{', '.join(config.captions)}' caption is left in '{data}'.")
     image = [
         model.visual.trunk(zoo.image_tensor(torch.stack(pixels[i : i + 32]), clip.preprocess))
         for i in tqdm(range(0, len(pixels), 32), desc="image trunk", disable=None)

@@ -69,13 +69,19 @@ def load(
     if header["key"] != key:
         return 0, {}, []
     model.load_state_dict(_part(tensors, "model/"))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in _part(tensors, "optimizer/").items():
         index, _, field = name.partition("/")
-        state.setdefault(int(index), {})[field] = value
+        state.setdefault(int(index), {})[field] = _laid_out(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random"])
     return int(header["step"]), _part(tensors, "mean/"), header["history"]
+
+
+def _laid_out(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The value in its parameter's memory layout: the fused optimizer walks through both as they lie."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

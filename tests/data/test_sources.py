@@ -1,0 +1,242 @@
+"""Sources: each layout, and a sentence for each way to get it wrong."""
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+
+import pytest
+import webdataset
+
+from mobileclip.data import sources
+from mobileclip.errors import DataError
+from tests.stages import shapes
+
+PNG = shapes.draw("red", "circle", 20)
+
+
+def _table(folder, *rows, name="captions.jsonl"):
+    (folder / "a.png").write_bytes(PNG)
+    (folder / name).write_text("".join(r + "\n" if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def _read(folder, kind="table", table="captions.jsonl"):
+    return list(sources.read(folder, kind, table))
+
+
+class TestDetect:
+    def test_knows_its_kinds(self, tmp_path):
+        for name, file in (("table", "captions.jsonl"), ("webdataset", "a.tar"), ("folder", "deep/a.JPG")):
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"")
+            assert sources.detect(tmp_path / name, "captions.jsonl") == name
+        assert sources.detect(tmp_path / "webdataset" / "a.tar", "captions.jsonl") == "webdataset"
+
+    def test_an_empty_folder(self, tmp_path):
+        with pytest.raises(
+            DataError,
+            match=rf"^prepare\.source: '{tmp_path}' holds no 'captions\.jsonl', no \.tar shards and no pictures\.$",
+        ):
+            sources.detect(tmp_path, "captions.jsonl")
+
+
+class TestTable:
+    def test_jsonl_with_fields(self, tmp_path):
+        _table(
+            tmp_path,
+            {"image": "a.png", "captions": ["one", "two"], "group": "x"},
+            "",
+            {"image": "a.png", "caption": "three"},
+        )
+        first, second = _read(tmp_path)
+        assert (first.name, first.extension, first.image) == ("a.png", "png", PNG)
+        assert first.fields == {"group": "x", "captions": ["one", "two"]}
+        assert second.fields == {"captions": ["three"]}
+
+    def test_csv(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(PNG)
+        with (tmp_path / "t.csv").open("w", newline="") as handle:
+            csv.writer(handle).writerows(
+                [["image", "caption", "group"], ["a.png", 'a "quoted", one\nof two lines', ""]]
+            )
+        (row,) = _read(tmp_path, table="t.csv")
+        assert row.fields == {"captions": ['a "quoted", one\nof two lines']}
+
+    def test_a_missing_picture_is_left_to_the_quarantine(self, tmp_path):
+        _table(tmp_path, {"image": "nothing.png", "caption": "x"})
+        assert _read(tmp_path)[0].image == b""
+
+    def test_invalid_utf8_is_replaced(self, tmp_path):
+        _table(tmp_path)
+        (tmp_path / "captions.jsonl").write_bytes(b'{"image": "a.png", "caption": "caf\xe9"}\n')
+        assert _read(tmp_path)[0].fields["captions"] == ["caf\ufffd"]
+
+    @pytest.mark.parametrize(
+        ("line", "sentence"),
+        [
+            ("{", "captions.jsonl:2: not a JSON object."),
+            ("[1]", "captions.jsonl:2: got list, want a JSON object."),
+            ('{"caption": "x", "file": "a.png"}', "captions.jsonl:2: no field 'image', got ['caption', 'file']."),
+            ('{"image": "a.png"}', "captions.jsonl:2: 'a.png' has no 'captions'."),
+            ('{"image": "a.png", "captions": []}', "captions.jsonl:2: 'a.png' has no 'captions'."),
+            (
+                '{"image": "a.png", "captions": 5}',
+                "captions.jsonl:2: 'captions' is int, want a text or a list of texts.",
+            ),
+            (
+                '{"image": "a.png", "captions": {"en": "x"}}',
+                "captions.jsonl:2: 'captions' is dict, want a text or a list of texts.",
+            ),
+            (
+                '{"image": "a.png", "captions": ["x", null]}',
+                "captions.jsonl:2: 'captions' holds NoneType, want a text or a list of texts.",
+            ),
+            (
+                '{"image": "../a.png", "caption": "x"}',
+                "captions.jsonl:2: image '../a.png' lies outside the input folder.",
+            ),
+            (
+                '{"image": "/etc/passwd", "caption": "x"}',
+                "captions.jsonl:2: image '/etc/passwd' lies outside the input folder.",
+            ),
+            ('{"image": "a\\u0000.png", "caption": "x"}', "captions.jsonl:2: image 'a\\x00.png' is no file name."),
+        ],
+    )
+    def test_a_wrong_line_is_named(self, tmp_path, line, sentence):
+        _table(tmp_path, {"image": "a.png", "caption": "fine"}, line)
+        with pytest.raises(DataError) as caught:
+            _read(tmp_path)
+        assert str(caught.value) == sentence
+
+    def test_a_link_out_of_the_folder_is_refused(self, tmp_path):
+        _table(tmp_path, {"image": "link.png", "caption": "x"})
+        (tmp_path / "link.png").symlink_to("/etc/hostname")
+        with pytest.raises(DataError, match="lies outside the input folder"):
+            _read(tmp_path)
+
+    def test_no_such_table(self, tmp_path):
+        with pytest.raises(DataError, match=r"^prepare\.table: no file '.*t\.csv'\.$"):
+            _read(tmp_path, table="t.csv")
+
+    @pytest.mark.parametrize("row", ["a.png,one,x,too,many", 'a.png,"never closed'])
+    def test_a_ragged_csv_row_is_named_or_read(self, tmp_path, row):
+        (tmp_path / "a.png").write_bytes(PNG)
+        (tmp_path / "t.csv").write_text(f"image,caption,group\n{row}\n")
+        if "many" in row:
+            with pytest.raises(DataError, match=r"^t\.csv:2: 5 values for 3 columns\.$"):
+                _read(tmp_path, table="t.csv")
+        else:
+            assert _read(tmp_path, table="t.csv")[0].fields["captions"] == ["never closed\n"]
+
+    def test_a_csv_field_beyond_all_bounds(self, tmp_path):
+        (tmp_path / "t.csv").write_text("image,caption\na.png," + "x" * 200_000 + "\n")
+        with pytest.raises(DataError, match=r"^t\.csv: field larger than field limit"):
+            _read(tmp_path, table="t.csv")
+
+
+class TestFolder:
+    def test_pictures_with_text_beside_them_in_order(self, tmp_path):
+        for name, text in (("b/2.PNG", "two\nsecond line"), ("a/1.png", "one"), ("c.png", None)):
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(PNG)
+            if text is not None:
+                path.with_suffix(".txt").write_text(text)
+        rows = _read(tmp_path, "folder")
+        assert [(r.name, r.extension, r.fields["captions"]) for r in rows] == [
+            ("a/1.png", "png", ["one"]), ("b/2.PNG", "png", ["two", "second line"]), ("c.png", "png", []),
+        ]  # fmt: skip
+
+    def test_without_any_caption(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(PNG)
+        (tmp_path / "folder.png").mkdir()
+        with pytest.raises(
+            DataError,
+            match=r"^prepare\.source: no picture in '.*' has a caption \(\.txt beside it\), nor is there a table\.$",
+        ):
+            _read(tmp_path, "folder")
+
+
+def _tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+class TestWebdataset:
+    def test_what_img2dataset_writes(self, tmp_path):
+        with webdataset.TarWriter(str(tmp_path / "00000.tar")) as writer:
+            for key, text in (("000000000", "a dog"), ("000000001", "a cat")):
+                writer.write(
+                    {"__key__": key, "png": PNG, "txt": text, "json": {"caption": text, "url": "u", "sha256": "0"}}
+                )
+        rows = _read(tmp_path, "webdataset")
+        assert [(r.name, r.extension, r.fields["captions"], r.fields["key"]) for r in rows] == [
+            ("00000.tar:000000000", "png", ["a dog"], "000000000"),
+            ("00000.tar:000000001", "png", ["a cat"], "000000001"),
+        ]
+        assert rows[0].image == PNG
+        assert rows[0].fields["url"] == "u"
+
+    @pytest.mark.parametrize(
+        ("fields", "captions"),
+        [
+            ({"captions": ["x", "y"]}, ["x", "y"]),
+            ({"captions": "x y"}, ["x y"]),
+            ({"caption": "x"}, ["x"]),
+            ({"captions": ["x"], "caption": "y"}, ["x"]),
+            ({}, []),
+            ([1], []),
+        ],
+    )
+    def test_captions_in_the_json(self, tmp_path, fields, captions):
+        _tar(tmp_path / "a.tar", {"a.png": PNG, "a.json": json.dumps(fields).encode()})
+        assert _read(tmp_path, "webdataset")[0].fields["captions"] == captions
+
+    def test_keys_keep_their_folder_and_end_at_the_first_dot(self, tmp_path):
+        _tar(
+            tmp_path / "a.tar", {"x/a.b.png": PNG, "x/a.PNG": PNG, "y/a.png": PNG, "y/a.txt": b"t", "../../z.png": PNG}
+        )
+        rows = _read(tmp_path, "webdataset")
+        assert [(r.name, r.extension) for r in rows] == [
+            ("a.tar:x/a", "png"),
+            ("a.tar:y/a", "png"),
+            ("a.tar:../../z", "png"),
+        ]
+        assert not (tmp_path.parent / "z.png").exists()
+
+    def test_compressed_tars(self, tmp_path):
+        _tar(tmp_path / "a.tar", {"a.png": PNG, "a.txt": b"t"}, "w:gz")
+        assert _read(tmp_path, "webdataset")[0].fields["captions"] == ["t"]
+
+    @pytest.mark.parametrize("compressed", [False, True])
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+    def test_a_cut_tar_is_refused_with_its_name(self, tmp_path, share, compressed):
+        path = _tar(tmp_path / "a.tar", {f"{i}.png": PNG + bytes(range(i, 200)) * 9 for i in range(9)})
+        data = path.read_bytes()
+        data = gzip.compress(data) if compressed else data
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(DataError, match=r"^prepare\.source: 'a\.tar' is no readable tar: [^\n]+\.$"):
+            _read(tmp_path, "webdataset")
+
+    def test_a_tar_that_was_cut_between_two_samples_is_refused(self, tmp_path):
+        path = _tar(tmp_path / "a.tar", {"0.png": PNG, "0.txt": b"a", "1.png": PNG, "1.txt": b"b"})
+        with tarfile.open(path) as tar:
+            end = list(tar)[2].offset
+        path.write_bytes(path.read_bytes()[:end])
+        with pytest.raises(
+            DataError,
+            match=r"^prepare\.source: 'a\.tar' is no readable tar: its end mark is missing, the file is cut\.$",
+        ):
+            _read(tmp_path, "webdataset")
+
+    def test_what_is_no_tar(self, tmp_path):
+        (tmp_path / "a.tar").write_bytes(b"hello" * 1000)
+        with pytest.raises(DataError, match=r"^prepare\.source: 'a\.tar' is no readable tar"):
+            _read(tmp_path, "webdataset")

@@ -1,0 +1,176 @@
+"""Submitting against an API server in memory: versions, runs, and what is refused before anything is uploaded."""
+
+import copy
+import re
+
+import pytest
+
+from mobileclip import entry
+from mobileclip.errors import ConfigError
+from pipelines import arguments, defaults, submit
+from pipelines.catalog import build
+from pipelines.resources import PROFILES
+from tests.pipelines import kfp_api
+from tests.tiny_chain import params, write_params
+
+
+@pytest.fixture
+def api():
+    with kfp_api.serve() as (url, store):
+        yield url, store
+
+
+@pytest.fixture
+def call(api, tmp_path):
+    """Calls the command; returns its exit code."""
+    sections = write_params(tmp_path / "params.yaml", defaults.read())
+
+    def run(*changed, pipeline="train"):
+        base = ["--host", api[0], "--params", str(sections), "--root", "/data/runs/one", "--source", "/data/raw"]
+        return submit.main([pipeline, *base, *changed])
+
+    return run
+
+
+def test_uploads_once_per_version_and_starts_a_run_each_time(call, api, capsys):
+    url, store = api
+    assert call("--version", "0.1.0+gaaa") == 0
+    assert call("--version", "0.1.0+gaaa") == 0
+    assert call("--version", "0.1.0+gbbb") == 0
+    assert [p["display_name"] for p in store.pipelines.values()] == ["mobileclip-train"]
+    assert [v["display_name"] for v in store.versions.values()] == ["0.1.0+gaaa", "0.1.0+gbbb"]
+    assert [e["display_name"] for e in store.experiments.values()] == ["mobileclip"]
+    used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in store.runs.values()]
+    first, second = store.versions
+    assert used == [first, first, second]
+    printed = capsys.readouterr().out
+    assert all(f"{url}/#/runs/details/{run}" in printed for run in store.runs)
+
+
+def test_a_run_is_told_where_it_works_and_for_which_code(call, api):
+    assert call("--groups", "3", "--source-digest", "f" * 64) == 0
+    (run,) = api[1].runs.values()
+    given = run["runtime_config"]["parameters"]
+    assert given.pop("generation")
+    assert given == {
+        "root": "/data/runs/one", "source": "/data/raw", "source_digest": "f" * 64,
+        "code": entry.code_digest(), "groups": ["0/3", "1/3", "2/3"],
+    }  # fmt: skip
+
+
+def test_only_sections_that_differ_from_the_version_are_sent(call, api, tmp_path):
+    sections = defaults.read()
+    sections["distill"]["seed"] = 5
+    other = write_params(tmp_path / "other.yaml", sections)
+    assert call("--params", str(other)) == 0
+    (run,) = api[1].runs.values()
+    given = run["runtime_config"]["parameters"]
+    assert given["distill"] == sections["distill"]
+    assert not set(given) & (set(sections) - {"distill"})
+
+
+def test_a_version_is_named_by_project_revision_and_content(call, api):
+    assert call("--profile", "cpu") == 0
+    assert call("--profile", "cpu") == 0
+    assert call("--profile", "gpu") == 0
+    names = [version["display_name"] for version in api[1].versions.values()]
+    assert len(names) == 2
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+\+g[0-9a-f]{9}(\.dirty)?\.[0-9a-f]{8}", name) for name in names)
+
+
+def test_a_version_never_changes_what_it_holds(call, api, capsys):
+    assert call("--version", "1", "--profile", "cpu") == 0
+    assert call("--version", "1", "--profile", "gpu") == 2
+    assert (
+        capsys.readouterr().err == "error: version: '1' of 'mobileclip-train' holds another package, want a new name.\n"
+    )
+    assert len(api[1].versions) == len(api[1].runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s["distill"].pop("seed"), "distill.seed: missing"),
+        (lambda s: s["distill"]["training"].pop("steps"), "distill.training.steps: missing"),
+        (lambda s: s["caption"].update(temprature=1.0), "caption.temprature: unknown key"),
+        (lambda s: s["export"].update(opset=3), "export.opset: got 3"),
+        (lambda s: s.update(destill={}), "destill: unknown key"),
+        (lambda s: s.pop("promote"), "promote: missing"),
+    ],
+)
+def test_wrong_sections_are_refused_before_anything_is_uploaded(call, api, tmp_path, capsys, change, sentence):
+    sections = copy.deepcopy(defaults.read())
+    change(sections)
+    assert call("--params", str(write_params(tmp_path / "wrong.yaml", sections))) == 2
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert not api[1].pipelines
+    assert not api[1].runs
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (["--groups", "0"], "groups: got 0"),
+        (["--groups", "5000"], "groups: got 5000"),
+        (["--source", ""], "source: missing"),
+        (["--params", "nowhere.yaml"], "params: no file"),
+        (["--host", "http://127.0.0.1:9"], "host: no Kubeflow Pipelines API at"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_uploaded(call, api, capsys, changed, sentence):
+    assert call(*changed) == 2
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert not api[1].pipelines
+
+
+def test_too_many_parameters_are_refused_here_and_by_the_server(call, api, tmp_path, capsys):
+    sections = defaults.read()
+    (teacher,) = params()["train_teacher"]["teachers"]
+    sections["train_teacher"]["teachers"] = [{**teacher, "name": f"t{index}"} for index in range(40)]
+    assert call("--params", str(write_params(tmp_path / "many.yaml", sections))) == 2
+    assert "bytes, the server takes 10000" in capsys.readouterr().err
+    assert not api[1].pipelines
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
+def test_waits_for_the_end_of_the_run(call, api, capsys, outcome, code):
+    api[1].outcome = outcome
+    assert call("--wait", "--poll", "1", "--timeout", "60") == code
+    assert f": {outcome.lower()}" in capsys.readouterr().out
+
+
+def test_kubeflows_cache_is_used_for_known_digests_alone(tmp_path, monkeypatch):
+    """Without a digest of the source a run gets a generation of its own, and every cache key with it."""
+    sections = defaults.read()
+    pipeline = build("train", sections, "cpu")
+    given = {"root": "/data/one", "num_groups": 2, "source": "/data/raw", "towers": ""}
+    runs = [arguments.build_remote(pipeline, sections, sections, digests={}, **given) for _ in range(2)]
+    assert runs[0]["generation"] != runs[1]["generation"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_local_arguments_follow_the_content_of_the_source(tmp_path, profile):
+    sections = defaults.read()
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "captions.jsonl").write_text("one\n")
+    pipeline = build("train", sections, profile)
+    given = {"root": str(tmp_path / "root"), "num_groups": 2, "source": str(source), "towers": ""}
+    first = arguments.build(pipeline, sections, **given)
+    assert arguments.build(pipeline, sections, **given) == first
+    (source / "captions.jsonl").write_text("two\n")
+    second = arguments.build(pipeline, sections, **given)
+    changed = {key for key in first if first[key] != second[key]}
+    assert changed == {"source_digest", "generation"}
+
+
+def test_what_is_uploaded_is_the_package_with_its_kubernetes_settings(call, api):
+    assert call(pipeline="reinforce") == 0
+    (version,) = api[1].versions.values()
+    assert version["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "mobileclip-reinforce"
+    assert version["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]
+
+
+def test_an_unknown_pipeline_is_refused():
+    with pytest.raises(ConfigError, match=r"^pipeline: got 'sweep', want one of train"):
+        build("sweep", defaults.read(), "cpu")

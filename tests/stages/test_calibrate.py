@@ -1,0 +1,165 @@
+"""calibrate: the chosen scales are the best of the grid by an independent count, and only the manifest changes."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mobileclip import manifest
+from mobileclip.config import Calibrate
+from mobileclip.data.columns import ColumnPlan, build_columns, collect
+from mobileclip.data.embeddings import encode
+from mobileclip.errors import DataError
+from mobileclip.report import LogTracker
+from mobileclip.stages import calibrate
+
+SCALES = [2.0, 8.0, 30.0, 100.0]
+CONFIG = Calibrate(select=False, scales=SCALES, batch_size=16, batches=4)
+
+
+def _dataset(folder, captioned, teachers, *, views=2):
+    """A dataset whose teachers' embeddings are given: `sharpness` says how well an image points at its caption."""
+    content = manifest.read(captioned)
+    shards = content.split("train")
+    plans = []
+    for name in teachers:
+        plans += [
+            ColumnPlan(f"{name}.{kind}", "embedding", {"logit_scale": 60.0, "dim": 64})
+            for kind in ("views", "captions")
+        ]
+
+    def compute(shard, _missing):
+        found = {}
+        for index, (name, noise) in enumerate(teachers.items()):
+            generator = torch.Generator().manual_seed(int(shard.sha256[:6], 16) + index)
+            text = normalize(torch.randn(shard.samples, 64, generator=generator), dim=1)
+            repeated = text.repeat_interleave(views, dim=0)
+            image = normalize(repeated + noise * torch.randn(repeated.shape, generator=generator) / 8, dim=1)
+            found[f"{name}.views"] = encode(image, [views] * shard.samples, "float32")
+            found[f"{name}.captions"] = encode(text, [1] * shard.samples, "float32")
+        return found
+
+    build_columns(str(folder), plans, shards, compute)
+    manifest.write(str(folder), collect(str(folder), plans, shards, content.moved(captioned, str(folder))))
+    return str(folder)
+
+
+def _run(config, data, out):
+    return calibrate.run(config, out=str(out), tracker=LogTracker(), data=data)
+
+
+def _literal(batches, scales):
+    """Negative log-likelihood of the true pair under the averaged affinities, by loops in double precision."""
+    total, count = 0.0, 0
+    for batch in batches:
+        size = len(next(iter(batch.values()))[0])
+        for transpose, row in itertools.product((False, True), range(size)):
+            probability = 0.0
+            for name, pair in batch.items():
+                image, text = (np.asarray(t, dtype=np.float64) for t in pair)
+                products = (image @ text[row] if transpose else text @ image[row]) * scales[name]
+                powers = np.exp(products - products.max())
+                probability += powers[row] / powers.sum() / len(batch)
+            total -= math.log(probability)
+            count += 1
+    return total / count
+
+
+@pytest.fixture(scope="module")
+def two(tiny_captioned, tmp_path_factory):
+    return _dataset(tmp_path_factory.mktemp("two"), tiny_captioned, {"sharp": 0.7, "vague": 3.0})
+
+
+def _batches(config, data):
+    content = manifest.read(data)
+    return [calibrate._batch(config, data, content, content.teachers(), i) for i in range(config.batches)]
+
+
+def test_the_joint_scales_are_the_best_of_the_grid(two, tmp_path):
+    metrics = _run(CONFIG, two, tmp_path)
+    batches = _batches(CONFIG, two)
+    scored = {
+        pair: _literal(batches, dict(zip(("sharp", "vague"), pair, strict=True)))
+        for pair in itertools.product(SCALES, repeat=2)
+    }
+    best = min(scored, key=scored.__getitem__)
+    assert (metrics["scale/sharp"], metrics["scale/vague"]) == best
+    assert metrics["nll/ensemble"] == pytest.approx(scored[best], rel=1e-5)
+    for name in ("sharp", "vague"):
+        alone = [_literal([{name: b[name]} for b in batches], {name: s}) for s in SCALES]
+        assert metrics[f"nll/{name}"] == pytest.approx(min(alone), rel=1e-5)
+        assert metrics[f"scale_alone/{name}"] == SCALES[alone.index(min(alone))]
+        assert json.loads((tmp_path / "curves.json").read_text())["nll"][name] == pytest.approx(alone, rel=1e-5)
+    assert metrics["scale_alone/sharp"] > metrics["scale_alone/vague"]
+
+
+def test_three_teachers_reach_a_point_that_no_single_change_improves(tiny_captioned, tmp_path):
+    teachers = {"a": 0.7, "b": 3.0, "c": 1.5}
+    data = _dataset(tmp_path / "data", tiny_captioned, teachers)
+    metrics = _run(CONFIG, data, tmp_path / "out")
+    chosen = {name: metrics[f"scale/{name}"] for name in teachers}
+    batches = _batches(CONFIG, data)
+    best = _literal(batches, chosen)
+    assert metrics["nll/ensemble"] == pytest.approx(best, rel=1e-5)
+    for name, scale in itertools.product(teachers, SCALES):
+        assert _literal(batches, {**chosen, name: scale}) >= best - 1e-6
+
+
+def test_a_teacher_that_makes_the_ensemble_worse_is_left_out(tiny_captioned, tmp_path):
+    """The greedy choice by the literal count: the best single teacher, then one more as long as one helps."""
+    teachers = {"vague": 60.0, "a": 0.9, "b": 0.9}
+    data = _dataset(tmp_path / "data", tiny_captioned, teachers)
+    config = CONFIG.model_copy(update={"select": True})
+    metrics = _run(config, data, tmp_path / "out")
+    batches = _batches(config, data)
+
+    def best(names):
+        grid = [dict(zip(names, pair, strict=True)) for pair in itertools.product(SCALES, repeat=len(names))]
+        return min(((_literal([{n: b[n] for n in names} for b in batches], s), i) for i, s in enumerate(grid)))[0]
+
+    chosen = {name for name in teachers if f"scale/{name}" in metrics}
+    assert chosen == {"a", "b"}
+    assert metrics["nll/ensemble"] == pytest.approx(best(["a", "b"]), rel=1e-5)
+    assert best(["a", "b"]) < min(best(["a"]), best(["b"]), best(["vague", "a", "b"]))
+    assert set(manifest.read(str(tmp_path / "out")).scales) == chosen
+
+
+def test_a_dataset_without_teachers_is_refused(tiny_captioned, tmp_path):
+    with pytest.raises(DataError, match=r"^calibrate: '.*' has no teacher embeddings, want the output of reinforce\.$"):
+        _run(CONFIG, tiny_captioned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_take_the_same_rows_for_every_teacher_and_pairs_belong_together(two):
+    for batch in _batches(CONFIG, two):
+        assert len(batch["sharp"][0]) == 16
+        for image, text in batch.values():
+            right = (image * text).sum(dim=1)
+            assert right.mean() > (image @ text.T).mean() + 0.1
+    first, second = _batches(CONFIG, two)[:2]
+    assert not torch.equal(first["sharp"][0], second["sharp"][0])
+
+
+def test_only_the_manifest_changes_and_twice_is_the_same(two, tmp_path):
+    first = _run(CONFIG, two, tmp_path / "a")
+    assert _run(CONFIG, two, tmp_path / "b") == first
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == ["curves.json", "manifest.json", "scales.png"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    before, after = manifest.read(two), manifest.read(str(tmp_path / "a"))
+    assert [p.sha256 for c in after.columns for p in c.parts.values()] == [
+        p.sha256 for c in before.columns for p in c.parts.values()
+    ]
+    assert after.scales == {name: first[f"scale/{name}"] for name in ("sharp", "vague")}
+    assert _run(CONFIG.model_copy(update={"seed": 1}), two, tmp_path / "c")["nll/sharp"] != first["nll/sharp"]
+
+
+def test_off_keeps_the_teachers_own_scales(two, tmp_path):
+    metrics = _run(CONFIG.model_copy(update={"enabled": False}), two, tmp_path)
+    assert metrics == {"scale/sharp": 60.0, "scale/vague": 60.0}
+    assert manifest.read(str(tmp_path)).scales == {"sharp": 60.0, "vague": 60.0}

@@ -1,0 +1,169 @@
+"""distill: student and control, scales from the manifest, resume and equal bytes, wrong sections."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mobileclip import manifest
+from mobileclip.config import Distill, Optimizer, Training
+from mobileclip.data.loader import PairDataset, Recipe, batches
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.models import zoo
+from mobileclip.report import LogTracker
+from mobileclip.stages import distill
+from mobileclip.training.losses import reinforced_loss
+
+CONFIG = Distill(
+    distill_weight=0.7, control=True, seed=5,
+    training=Training(
+        steps=4, batch_size=8, optimizer=Optimizer(lr=3e-3, warmup_steps=1), workers=0, log_every=2, checkpoint_every=2
+    ),
+)  # fmt: skip
+
+
+class Points(LogTracker):
+    """What a tracker is told."""
+
+    def __init__(self):
+        self.steps = []
+
+    def log_metrics(self, metrics, *, step=0):
+        self.steps.append((step, set(metrics)))
+
+
+def _run(config, out, data, tracker=None):
+    return distill.run(config, out=str(out), tracker=tracker or LogTracker(), data=data)
+
+
+def _files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_reinforced, tmp_path_factory) -> str:
+    """The reinforced dataset with a scale chosen for its teacher."""
+    out = str(tmp_path_factory.mktemp("calibrate"))
+    content = manifest.read(tiny_reinforced).moved(tiny_reinforced, out)
+    manifest.write(out, content.model_copy(update={"scales": {"first": 42.0}}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(calibrated, tmp_path_factory):
+    out, tracker = tmp_path_factory.mktemp("distill"), Points()
+    return out, _run(CONFIG, out, calibrated, tracker), tracker
+
+
+def test_student_and_control_are_whole_checkpoints_with_their_origin(finished, calibrated):
+    out, metrics, _ = finished
+    student, control = (zoo.load(f"local-dir:{out}/{name}") for name in ("student", "control"))
+    assert student.card["teacher_logit_scales"] == {"first": 42.0}
+    assert student.card["dataset"] == manifest.read(calibrated).digest()
+    assert student.card["distill_weight"] == 0.7
+    assert student.license == "CC0-1.0 AND LIC-first AND MIT"
+    assert (control.card["teachers"], control.card["distill_weight"], control.license) == ({}, 0.0, "CC0-1.0")
+    assert student.sha256 != control.sha256
+    assert set(metrics) == {
+        f"{m}/{k}" for m in ("student", "control") for k in ("loss", "validation/i2t/r1", "validation/i2t/r10")
+    }
+
+
+def test_history_and_tracker_have_the_same_points(finished):
+    out, metrics, tracker = finished
+    points = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [(p["model"], p["step"], p["samples"]) for p in points] == [
+        ("student", 2, 16), ("student", 4, 32), ("control", 2, 16), ("control", 4, 32),
+    ]  # fmt: skip
+    assert {"loss", "loss/clip", "loss/distill", "grad_norm", "lr", "logit_scale", "validation/i2t/r1"} <= set(
+        points[0]
+    )
+    assert points[1]["loss"] == metrics["student/loss"]
+    assert points[0]["loss"] == pytest.approx(0.3 * points[0]["loss/clip"] + 0.7 * points[0]["loss/distill"], rel=1e-5)
+    assert points[2]["loss/distill"] == 0
+    assert [step for step, _ in tracker.steps] == [2, 4, 2, 4]
+    assert "student/loss/distill" in tracker.steps[0][1]
+    assert set(json.loads((out / "timings.json").read_text())) == {"student", "control"}
+
+
+def test_the_first_loss_is_the_papers_on_the_first_batch(calibrated, tmp_path):
+    """The stage's wiring, by hand: seeds, order, columns, both captions, the calibrated scale."""
+    config = CONFIG.model_copy(
+        update={"control": False, "training": CONFIG.training.model_copy(update={"steps": 1, "log_every": 1})}
+    )
+    found = _run(config, tmp_path, calibrated)["student/loss"]
+    torch.manual_seed(5)
+    clip = zoo.create("tiny-mci")
+    recipe = Recipe(clip.preprocess, clip.tokenizer, synthetic=("coca",), teachers=("first",), seed=5)
+    dataset = PairDataset(calibrated, manifest.read(calibrated), recipe)
+    batch = next(batches(dataset, batch_size=8, first_step=0, last_step=1, seed=5, workers=0))
+    model = clip.model.train()
+    image = F.normalize(model.encode_image(batch["image"].float() / 255), dim=1)
+    texts = [F.normalize(model.encode_text(batch[name]), dim=1) for name in ("text", "synthetic_text")]
+    expected = reinforced_loss(
+        image, texts, model.logit_scale.exp(), distill_weight=0.7,
+        teacher_image_features=[batch["teacher_image.first"]],
+        teacher_texts=[[batch["teacher_text.first"]], [batch["teacher_synthetic.first"]]], teacher_logit_scales=[42.0],
+    )  # fmt: skip
+    assert found == pytest.approx(float(expected["loss"]), rel=1e-4)
+
+
+def test_again_and_after_a_kill_every_file_is_the_same(finished, calibrated, tmp_path):
+    out, metrics, _ = finished
+    first = {n: d for n, d in _files(out).items() if n != "timings.json"}
+
+    # What a process leaves that ends after the last step and before the student is saved: a checkpoint of step 2.
+    checkpoint = "student/checkpoint/checkpoint.safetensors"
+    (tmp_path / checkpoint).parent.mkdir(parents=True)
+    (tmp_path / checkpoint).write_bytes(first[checkpoint])
+    assert _run(CONFIG, tmp_path, calibrated) == metrics
+    assert {n: d for n, d in _files(tmp_path).items() if n != "timings.json"} == first
+
+
+def test_the_number_of_processes_and_workers_changes_nothing(finished, calibrated, tmp_path, monkeypatch):
+    out, _, _ = finished
+    monkeypatch.setenv("MOBILECLIP_PROCESSES", "2")
+    _run(CONFIG, tmp_path, calibrated)
+    same = {n: d for n, d in _files(out).items() if n != "timings.json"}
+    assert {n: d for n, d in _files(tmp_path).items() if n != "timings.json"} == same
+
+
+@pytest.mark.parametrize("field", ["descriptions"])
+def test_wrong_sections_stop_with_a_sentence(tiny_reinforced, tiny_data, tmp_path, field):
+    for changes, data, error, match in (
+        (
+            {"teachers": ["third"]},
+            tiny_reinforced,
+            ConfigError,
+            r"^distill\.teachers: got 'third', the dataset has \['first'\]\.$",
+        ),
+        (
+            {},
+            tiny_data,
+            ConfigError,
+            r"^distill\.distill_weight: got a value above 0, but the dataset has no teacher embeddings\.$",
+        ),
+        ({"synthetic": ["blip"]}, tiny_reinforced, DataError, r"^data: no column 'blip' in the manifest"),
+        (
+            {"caption_field": field, "synthetic": []},
+            tiny_reinforced,
+            DataError,
+            r"^data: teacher 'first' has embeddings of the field 'captions', the training reads 'descriptions'\.$",
+        ),
+        (
+            {"model": "ViT-B-99"},
+            tiny_reinforced,
+            ConfigError,
+            r"^model: unknown architecture 'ViT-B-99', want an open_clip name or one of ",
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            _run(CONFIG.model_copy(update=changes), tmp_path / "out", data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lambda_zero_needs_no_teacher(tiny_data, tmp_path):
+    config = CONFIG.model_copy(update={"distill_weight": 0.0, "synthetic": [], "control": False})
+    assert _run(config, tmp_path, tiny_data)["student/loss"] > 0

@@ -1,0 +1,178 @@
+"""train_teacher: learns, resumes to the same bytes, locks towers, inherits licenses, wrong inputs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from mobileclip import manifest
+from mobileclip.config import Optimizer, Teacher, Training, TrainTeacher
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.models import zoo
+from mobileclip.report import LogTracker
+from mobileclip.stages import train_teacher
+
+WORDS = (
+    "a", "of", "on", "drawing", "white", "red", "green", "blue", "yellow", "circle", "square", "triangle", "cross",
+)  # fmt: skip
+PLAIN = {"model": "tiny-mci", "image_weights": "", "text_weights": ""}
+SHORT = Training(
+    steps=6, batch_size=8, optimizer=Optimizer(lr=3e-3, warmup_steps=1), workers=0, log_every=3, checkpoint_every=0
+)
+
+
+def _run(config, out, data, **inputs):
+    return train_teacher.run(config, out=str(out), tracker=LogTracker(), data=data, **inputs)
+
+
+def _files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+class TestFromScratch:
+    CONFIG = TrainTeacher(teachers=[Teacher(name="small", model="tiny-mci", training=SHORT)], seed=3)
+
+    @pytest.fixture(scope="class")
+    def finished(self, tiny_data, tmp_path_factory):
+        out = tmp_path_factory.mktemp("teachers")
+        return out, _run(self.CONFIG, out, tiny_data)
+
+    def test_a_checkpoint_with_its_license_and_origin(self, finished, tiny_data):
+        out, metrics = finished
+        clip = zoo.load("trained:small", trained=str(out))
+        assert clip.license == "CC0-1.0"
+        assert clip.card["dataset"] == manifest.read(tiny_data).digest()
+        assert set(metrics) == {"small/loss", "small/validation/i2t/r1", "small/validation/i2t/r10"}
+        history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        assert [p["step"] for p in history] == [3, 6]
+        assert history[-1]["loss"] == metrics["small/loss"]
+
+    def test_equal_runs_give_equal_bytes_and_another_seed_does_not(self, finished, tiny_data, tmp_path):
+        out, metrics = finished
+        assert _run(self.CONFIG, tmp_path / "a", tiny_data) == metrics
+        assert {n: d for n, d in _files(out).items() if n != "timings.json"} == {
+            n: d for n, d in _files(tmp_path / "a").items() if n != "timings.json"
+        }
+        other = self.CONFIG.model_copy(update={"seed": 4})
+        assert _run(other, tmp_path / "b", tiny_data)["small/loss"] != metrics["small/loss"]
+
+    def test_every_caption_field_is_learned_from(self, tiny_data, tmp_path):
+        """Two fields: the texts of the second one are drawn too, so the run differs from one on the first alone."""
+        both = self.CONFIG.model_copy(update={"captions": ["captions", "descriptions"]})
+        one = _run(self.CONFIG, tmp_path / "one", tiny_data)
+        assert _run(both, tmp_path / "both", tiny_data)["small/loss"] != one["small/loss"]
+
+    def test_no_teachers_is_an_empty_stage(self, tiny_data, tmp_path):
+        assert _run(TrainTeacher(), tmp_path, tiny_data) == {}
+
+
+def test_it_learns_to_tell_colors(tiny_data, tmp_path):
+    training = SHORT.model_copy(update={"steps": 40, "batch_size": 16, "log_every": 5})
+    config = TrainTeacher(teachers=[Teacher(name="small", model="tiny-resnet", training=training)])
+    _run(config, tmp_path, tiny_data)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert min(losses[-3:]) < losses[0] - 0.4
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory) -> Path:
+    """Two 'pretrained' towers of random weights in the published layout: timm's image trunk, a small BERT."""
+    folder = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    text = folder / "text"
+    words = sorted({*WORDS, ","})
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(text)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    bert = BertModel(config)
+    bert.config.save_pretrained(text)
+    save_file({k: v.contiguous() for k, v in bert.state_dict().items()}, text / "model.safetensors")
+    clip = zoo.create("locked-lite", text_folder=text)
+    save_file(
+        {k: v.contiguous() for k, v in clip.model.visual.trunk.state_dict().items()}, folder / "image.safetensors"
+    )
+    return folder
+
+
+class TestLocked:
+    TEACHER = Teacher(
+        name="locked", model="locked-lite", image_weights="image.safetensors", text_weights="text", lock=True,
+        training=SHORT.model_copy(update={"steps": 60, "batch_size": 16, "log_every": 10}),
+    )  # fmt: skip
+    CONFIG = TrainTeacher(teachers=[TEACHER], captions=["captions", "descriptions"])
+
+    def test_trunks_stay_as_they_were_and_the_heads_learn(self, towers, tiny_data, tmp_path):
+        metrics = _run(self.CONFIG, tmp_path, tiny_data, towers=str(towers))
+        before = train_teacher._create(self.TEACHER, str(towers)).model.state_dict()
+        after = zoo.load("trained:locked", trained=str(tmp_path)).model.state_dict()
+        changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed
+        assert all(name.startswith(("visual.head.", "text.proj.", "logit_scale")) for name in changed)
+        losses = [json.loads(line)["loss"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+        assert losses[-1] < losses[0]
+        assert "locked/validation/i2t/r10" in metrics
+
+    def test_cached_features_are_those_of_the_whole_model(self, towers, tiny_data):
+        """Sorting, padding cuts and caching change nothing: heads on cached features are the whole model."""
+        from mobileclip.data.images import decode, resize
+        from mobileclip.data.shards import read_samples
+        from mobileclip.training.contrastive import LockedHeads
+
+        clip = train_teacher._create(self.TEACHER, str(towers))
+        content = manifest.read(tiny_data)
+        image, text, owners = train_teacher._trunk_features(clip, self.CONFIG, tiny_data, content)
+        samples = list(read_samples(tiny_data, content, "train"))
+        texts = [(i, t) for i, s in enumerate(samples) for f in self.CONFIG.captions for t in s.metadata[f]]
+        assert owners.tolist() == [i for i, _ in texts]
+        with torch.no_grad():
+            image_features, text_features = LockedHeads(clip)(image, text)
+        for row in (0, 9, len(samples) - 1):
+            size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
+            pixels = zoo.image_tensor(resize(decode(samples[row].image), size, interpolation)[None], clip.preprocess)
+            torch.testing.assert_close(image_features[row], clip.encode_image(pixels)[0], atol=1e-5, rtol=0)
+        for row in (0, 40, len(texts) - 1):
+            torch.testing.assert_close(text_features[row], clip.encode_text([texts[row][1]])[0], atol=1e-5, rtol=0)
+
+    def test_pictures_without_a_caption_of_the_fields_are_left_out(self, towers, tiny_data):
+        config = self.CONFIG.model_copy(update={"captions": ["descriptions"]})
+        clip = train_teacher._create(self.TEACHER, str(towers))
+        image, _, owners = train_teacher._trunk_features(clip, config, tiny_data, manifest.read(tiny_data))
+        assert 0 < len(image) < 32
+        assert sorted(set(owners.tolist())) == list(range(len(image)))
+        nothing = self.CONFIG.model_copy(update={"captions": ["poems"]})
+        with pytest.raises(DataError, match=r"^data: no sample with a 'poems' caption is left in '"):
+            train_teacher._trunk_features(clip, nothing, tiny_data, manifest.read(tiny_data))
+
+    @pytest.mark.parametrize(
+        ("changes", "given", "error", "match"),
+        [
+            ({}, False, ConfigError, r" names pretrained towers, but input 'towers' is empty\.$"),
+            ({"image_weights": "gone.safetensors"}, True, DataError, r": no weights at '.*gone\.safetensors'\.$"),
+            ({"text_weights": "gone"}, True, DataError, r": no Hugging Face text model in '.*gone'\.$"),
+            ({"image_weights": "text/model.safetensors"}, True, DataError, r": 'model\.safetensors' does not fit: "),
+            (PLAIN, True, ConfigError, r": lock is on, but 'tiny-mci' has no timm image tower"),
+        ],
+    )  # fmt: skip
+    def test_wrong_towers(self, towers, tiny_data, tmp_path, changes, given, error, match):
+        config = TrainTeacher(teachers=[self.TEACHER.model_copy(update=changes)])
+        with pytest.raises(error, match=rf"^train_teacher: teacher 'locked'{match}"):
+            _run(config, tmp_path / "out", tiny_data, towers=str(towers) if given else "")
+        assert not (tmp_path / "out").exists()

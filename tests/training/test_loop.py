@@ -1,0 +1,283 @@
+"""The loop: a run that was killed goes on to the same last bit, the mean of the weights, limits, sentences."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mobileclip.config import Optimizer, Training
+from mobileclip.errors import MobileClipError
+from mobileclip.training import checkpoint
+from mobileclip.training.loop import train
+
+OPTIMIZER = Optimizer(lr=0.02, lr_end=0.001, warmup_steps=3, weight_decay=0.1)
+CONFIG = Training(
+    steps=12, batch_size=8, optimizer=OPTIMIZER, ema_decay=0.7, workers=0, log_every=1, checkpoint_every=5
+)
+
+
+class Net(nn.Module):
+    """All that a resume can get wrong: a channels-last convolution, buffers, dropout, a scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(8, 4)
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, images):
+        x = self.drop(F.relu(self.norm(self.conv(images)))).mean(dim=(2, 3))
+        return self.logit_scale.exp() * self.head(x)
+
+
+def _model() -> Net:
+    torch.manual_seed(0)
+    return Net().to(memory_format=torch.channels_last)
+
+
+def _loader(last_batches: list[int] | None = None):
+    """Batches by step through torch's DataLoader, as the real source has them."""
+    from torch.utils.data import DataLoader
+
+    class Pairs(torch.utils.data.Dataset):
+        def __getitem__(self, step):
+            generator = torch.Generator().manual_seed(step)
+            image = torch.randn(8, 3, 6, 6, generator=generator).contiguous(memory_format=torch.channels_last)
+            return {"image": image, "target": torch.randint(4, (8,), generator=generator)}
+
+    def source(first, last):
+        if last_batches is not None:
+            last_batches.append(first)
+        generator = torch.Generator().manual_seed(0)
+        return iter(DataLoader(Pairs(), sampler=range(first, last), batch_size=None, generator=generator))
+
+    return source
+
+
+def _run(model, folder, *, config=CONFIG, key="key", loss=None, validate=None, source=None):
+    def plain(batch):
+        return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
+
+    return train(
+        model, loss or plain, source or _loader(), config, key=key, folder=str(folder), title="net", validate=validate
+    )
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
+
+def _killed_after(step: int, model, folder, **kwargs):
+    """Train until the loss of `step` is asked for, then stop as a killed process does: nothing is cleaned up."""
+    calls = iter(range(1000))
+
+    def loss(batch):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(model, folder, loss=loss, **kwargs)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.7])
+@pytest.mark.parametrize("killed", [1, 5, 6, 11])
+def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path, killed, ema):
+    config = CONFIG.model_copy(update={"ema_decay": ema})
+    whole = _model()
+    expected = _run(whole, tmp_path / "whole", config=config)
+    _killed_after(killed, _model(), tmp_path / "broken", config=config)
+    starts: list[int] = []
+    torch.manual_seed(99)  # a new process has another random state
+    again = _model()
+    found = _run(again, tmp_path / "broken", config=config, source=_loader(starts))
+    assert starts == [killed // 5 * 5]
+    assert found.history == expected.history
+    assert _equal(again, whole)
+    assert (tmp_path / "broken" / checkpoint.FILE).read_bytes() == (tmp_path / "whole" / checkpoint.FILE).read_bytes()
+
+
+def test_twice_killed(tmp_path):
+    whole, again = _model(), _model()
+    expected = _run(whole, tmp_path / "whole")
+    _killed_after(7, _model(), tmp_path / "broken")
+    _killed_after(4, _model(), tmp_path / "broken")  # the ninth step of all
+    assert _run(again, tmp_path / "broken").history == expected.history
+    assert _equal(again, whole)
+
+
+def test_another_run_never_takes_the_checkpoint(tmp_path):
+    _killed_after(7, _model(), tmp_path)
+    starts: list[int] = []
+    _run(_model(), tmp_path, key="other", source=_loader(starts))
+    assert starts == [0]
+
+
+def test_dropout_and_batch_norm_are_what_the_test_thinks(tmp_path):
+    """The net above really draws random numbers and really changes buffers: else the test of resuming proves less."""
+    model = _model()
+    model.train()
+    batch = next(_loader()(0, 1))
+    before = model.norm.running_mean.clone()
+    assert not torch.equal(model(batch["image"]), model(batch["image"]))
+    assert not torch.equal(model.norm.running_mean, before)
+    assert model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_history_has_a_point_every_few_steps_and_at_the_end(tmp_path):
+    config = CONFIG.model_copy(update={"log_every": 5})
+    history = _run(_model(), tmp_path, config=config).history
+    assert [point["step"] for point in history] == [5, 10, 12]
+    assert [point["samples"] for point in history] == [40, 80, 96]
+    assert {"model", "loss", "grad_norm", "lr", "logit_scale"} <= set(history[0])
+    assert history[0]["model"] == "net"
+
+
+def test_the_saved_weights_are_the_running_mean(tmp_path):
+    """EMA by its definition over the weights of every step, with its ramp of (1 + t) / (10 + t)."""
+    seen: list[dict[str, torch.Tensor]] = []
+    model = _model()
+    seen.append({k: v.clone() for k, v in model.state_dict().items()})
+
+    def loss(batch):
+        if len(seen) > 1 or done:
+            seen.append({k: v.detach().clone() for k, v in model.named_parameters()})
+        done.append(1)
+        return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
+
+    done: list[int] = []
+    config = CONFIG.model_copy(update={"checkpoint_every": 0, "ema_decay": 0.5})
+    _run(model, tmp_path / "mean", config=config, loss=loss)
+    plain = _model()
+    _run(plain, tmp_path / "plain", config=config.model_copy(update={"ema_decay": 0.0}))
+    weights = [step["head.weight"] for step in seen[1:]] + [plain.head.weight.detach()]  # after steps 1 to 12
+    mean = seen[0]["head.weight"]
+    for step, value in enumerate(weights):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * value
+    torch.testing.assert_close(model.head.weight.detach(), mean, rtol=1e-6, atol=1e-7)
+    assert int(model.norm.num_batches_tracked) == 12
+    assert not (tmp_path / "mean").exists()
+
+
+def test_validation_sees_the_mean_in_eval_mode_and_training_goes_on_unharmed(tmp_path):
+    model, modes = _model(), []
+
+    def validate():
+        modes.append(model.training)
+        return {"weight": float(model.head.weight.detach().sum())}
+
+    found = _run(model, tmp_path / "validated", validate=validate)
+    plain = _model()
+    expected = _run(plain, tmp_path / "plain")
+    assert _equal(model, plain)
+    assert [p["loss"] for p in found.history] == [p["loss"] for p in expected.history]
+    assert modes == [False] * 12
+    assert not model.training
+    assert found.history[-1]["validation/weight"] == float(model.head.weight.detach().sum())
+
+
+def test_gradient_clipping_and_its_absence(tmp_path):
+    def steep(model):
+        return lambda batch: {"loss": 1000 * F.cross_entropy(model(batch["image"]), batch["target"])}
+
+    weights = {}
+    for clip in (0.0, 0.01):
+        model = _model()
+        optimizer = OPTIMIZER.model_copy(update={"grad_clip": clip, "eps": 1.0})
+        config = CONFIG.model_copy(update={"optimizer": optimizer, "steps": 1, "ema_decay": 0.0})
+        history = _run(model, tmp_path / str(clip), config=config, loss=steep(model)).history
+        assert history[0]["grad_norm"] > 10  # the norm before clipping
+        weights[clip] = model.head.weight.detach()
+    start = _model().head.weight.detach() * (1 - 0.1 * 0.02 / 3)  # decay alone
+    moved = {clip: float((w - start).norm()) for clip, w in weights.items()}
+    assert moved[0.01] <= 0.02 / 3 * 0.01 * 1.01  # lr * clipped norm, where eps 1 rules the denominator
+    assert moved[0.0] > 10 * moved[0.01]
+
+
+def test_the_logit_scale_stays_within_clips_bounds(tmp_path):
+    model = _model()
+    config = CONFIG.model_copy(
+        update={"optimizer": OPTIMIZER.model_copy(update={"lr": 5.0, "grad_clip": 0.0}), "ema_decay": 0.0}
+    )
+    history = _run(model, tmp_path, config=config, loss=lambda _: {"loss": -model.logit_scale}).history
+    assert max(point["logit_scale"] for point in history) == pytest.approx(100.0, rel=1e-6)
+    assert history[-1]["logit_scale"] == pytest.approx(100.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_no_update(tmp_path, value):
+    model = _model()
+    states = []
+
+    def loss(batch):
+        states.append({k: v.clone() for k, v in model.named_parameters()})
+        factor = value if len(states) == 4 else 1.0
+        return {"loss": factor * F.cross_entropy(model(batch["image"]), batch["target"])}
+
+    with pytest.raises(MobileClipError, match=rf"^training: the loss is {value} at step 3; lower the learning rate\.$"):
+        _run(model, tmp_path, loss=loss)
+    assert all(torch.equal(v, dict(model.named_parameters())[k]) for k, v in states[-1].items())
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
+    model = _model()
+    kinds = []
+
+    def loss(batch):
+        out = model.head(model.conv(batch["image"]).mean(dim=(2, 3)))
+        kinds.append(out.dtype)
+        return {"loss": F.cross_entropy(out.float(), batch["target"])}
+
+    config = CONFIG.model_copy(update={"precision": "bfloat16", "steps": 2})
+    _run(model, tmp_path, config=config, loss=loss)
+    assert kinds == [torch.bfloat16] * 2
+    assert model.head.weight.dtype == torch.float32
+
+
+SCRIPT = """
+import sys, time
+from tests.training.test_loop import CONFIG, _loader, _model, _run
+from torch.nn import functional as F
+model = _model()
+def loss(batch):
+    time.sleep(0.05)
+    return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
+config = CONFIG.model_copy(update={"checkpoint_every": 1, "steps": 200})
+print("ready", flush=True)
+_run(model, sys.argv[1], config=config, loss=loss)
+"""
+
+
+def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    file = tmp_path / "run" / checkpoint.FILE
+    while not file.exists():
+        time.sleep(0.02)
+    time.sleep(0.12)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    config = CONFIG.model_copy(update={"checkpoint_every": 0, "steps": 200})
+    model = _model()
+    from mobileclip.training.optimizer import create_optimizer
+
+    step, mean, history = checkpoint.load(
+        str(tmp_path / "run"), key="key", model=model, optimizer=create_optimizer(model, config.optimizer)
+    )
+    assert 0 < step == len(history) == history[-1]["step"]
+    assert set(mean) == set(model.state_dict())
