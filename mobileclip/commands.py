@@ -66,12 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
                 console.print(f"[dim]{row.stage:<20}current[/dim]")
                 continue
             start = time.perf_counter()
-            metrics = run_stage(
-                row.stage,
-                getattr(params, row.stage),
-                out=storage.join(arguments.root, row.stage),
-                **_inputs(row, arguments),
-            )
+            inputs: Any = _inputs(row, arguments)
+            out = storage.join(arguments.root, row.stage)
+            metrics = run_stage(row.stage, getattr(params, row.stage), out=out, **inputs)
             console.print(f"{row.stage:<20}{time.perf_counter() - start:7.1f} s")
             code = _exit_code(row.stage, metrics)
     _summary(arguments.root)

@@ -1,6 +1,7 @@
 """`python -m pipelines.compile`: write the pipeline packages; the same code and params give the same bytes."""
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ def compile_package(name: str, sections: Sections, path: Path, *, profile: str) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build(name, sections, profile), str(path))
+    # The compiler's comment at the top prints defaults in an order that changes from process to process.
+    lines = itertools.dropwhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

@@ -92,23 +92,26 @@ class Clip:
     @property
     def logit_scale(self) -> float:
         """The model's own logit scale (1 / temperature)."""
-        return float(self.model.logit_scale.exp().detach().reshape(-1)[0])
+        scale: Any = self.model.logit_scale
+        return float(scale.exp().detach().reshape(-1)[0])
 
     @torch.no_grad()
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Normalized pixels float32 [batch, 3, size, size] to unit-norm embeddings [batch, dim]."""
         images = images.contiguous(memory_format=torch.channels_last)  # a third faster for convolutions on CPU
-        return self.model.encode_image(images, normalize=True).float()  # type: ignore[operator, no-any-return]
+        model: Any = self.model
+        return model.encode_image(images, normalize=True).float()
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts to unit-norm embeddings [len(texts), dim]."""
+        model: Any = self.model
         tokens = self.tokenizer(list(texts))
         if "hf_model_name" in self.config["text_cfg"]:
             # These towers mask their padding, so columns that are padding in every row change nothing but the cost.
-            pad = self.model.text.config.pad_token_id  # type: ignore[union-attr]
-            tokens = tokens[:, : max(1, int((tokens != pad).sum(dim=1).max()))]
-        return self.model.encode_text(tokens, normalize=True).float()  # type: ignore[operator]
+            used = (tokens != model.text.config.pad_token_id).sum(dim=1)
+            tokens = tokens[:, : max(1, int(used.max()))]
+        return model.encode_text(tokens, normalize=True).float()
 
 
 def create(model: str, *, text_folder: Path | None = None) -> Clip:

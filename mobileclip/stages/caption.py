@@ -191,8 +191,8 @@ def _report(config: Caption, clip: zoo.Clip, out: str, final: Manifest, tracker:
     share = quality.metrics["degenerate"]
     if share > config.max_degenerate_share:
         raise MobileClipError(
-            f"caption.max_degenerate_share: {share:.1%} of {sum(map(len, captions))} captions are empty, short or loop, want "
-            f"at most {config.max_degenerate_share:.1%}; the first is {bad[0]['caption']!r} ({bad[0]['reason']})."
+            f"caption.max_degenerate_share: {share:.1%} of {sum(map(len, captions))} captions are empty, short or loop,"
+            f" want at most {config.max_degenerate_share:.1%}; the first is {bad[0]['caption']!r} ({bad[0]['reason']})."
         )
     return quality
 
