@@ -3,12 +3,12 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -31,8 +31,8 @@ def stage(name: str, arguments: list[str]) -> int:
     options = _stage_parser(row, known.params)
     if wants_help:
         options.print_help()
-        sys.stdout.write(f"\nKeys of the section '{name}' (defaults from {known.params}):\n")
-        tyro.cli(type(getattr(params, name)), args=["--help"], default=getattr(params, name), prog="--config.KEY VALUE")
+        sys.stdout.write(f"\nkeys of the section '{name}' (--config.KEY VALUE), values from {known.params}\n")
+        _print_keys(getattr(params, name))
         return 0
     chosen, rest = options.parse_known_args(arguments)
     config = _override(getattr(params, name), rest, name)
@@ -186,7 +186,7 @@ def _override(config: Section, rest: list[str], name: str) -> Section:
     for flag, text in zip(words[::2], words[1::2], strict=True):
         if not flag.startswith("--config."):
             raise ConfigError(f"{name}: '{flag}' has no key; keys are --config.KEY.")
-        _assign(values, flag.removeprefix("--config.").replace("-", "_").split("."), text, name)
+        _assign(values, re.sub(r"(?<=\w)-(?=\w)", "_", flag.removeprefix("--config.")).split("."), text, name)
     return check_section(name, values)
 
 
@@ -233,6 +233,15 @@ def _summary(root: str) -> int:
         Console(width=max(132, Console().width)).print(result_table(json.loads(storage.read_bytes(uri))))
         sys.stdout.write(f"report: {storage.join(root, 'evaluate', 'report.html')}\n")
     return 0
+
+
+def _print_keys(section: Section) -> None:
+    from mobileclip.params_file import describe
+
+    table = Table("key", "type", "value", "meaning", box=None, pad_edge=False)
+    for row in describe(section):
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    Console(width=max(120, Console().width)).print(table)
 
 
 def _print_metrics(name: str, metrics: dict[str, float]) -> None:

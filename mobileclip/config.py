@@ -51,7 +51,7 @@ class Prepare(Section):
     """Samples with the same value of this field never lie in two splits; absent: the uid."""
     shard_samples: PositiveInt = 1000
     """Samples per shard."""
-    max_pixels: PositiveInt = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = 50_000_000  # Pillow's own limit lies just above
     """Larger pictures are quarantined [pixels]."""
     max_bad_share: Share = 0.01
     """The stage fails when more than this share of the samples had to be quarantined."""

@@ -1,9 +1,11 @@
 """Write a params file: every key of every section with its meaning as a comment, in the order of the chain."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from mobileclip.config import Params
 
@@ -26,6 +28,35 @@ def render(params: Params, *, head: str = "") -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+def describe(section: BaseModel, *, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Rows of (dotted key, type, value, meaning) for every key of a section; of a list of sections its items' keys."""
+    rows = []
+    for key, info in type(section).model_fields.items():
+        value, dotted = getattr(section, key), f"{prefix}{key}"
+        items = [item for item in value if isinstance(item, BaseModel)] if isinstance(value, list) else []
+        nested = isinstance(value, BaseModel) or bool(items)
+        meaning = " ".join((info.description or "").split())
+        rows.append((dotted, "" if nested else _type(info), "" if nested else _scalar(value), meaning))
+        if isinstance(value, BaseModel):
+            rows += describe(value, prefix=f"{dotted}.")
+        for index, item in enumerate(items):
+            rows += describe(item, prefix=f"{dotted}.{index}.")
+    return rows
+
+
+def _type(info: FieldInfo) -> str:
+    """A field's type with its bounds, as one reads it."""
+    name = info.annotation.__name__ if isinstance(info.annotation, type) else str(info.annotation)
+    if "Annotated" in name:
+        name = "list" if name.startswith("list") else "text"
+    name = name.replace("typing.", "").replace("Literal", "one of ")
+    bounds = [f"{sign} {getattr(m, word)}" for m in info.metadata for word, sign in _BOUNDS.items() if hasattr(m, word)]
+    return " ".join([name, *bounds])
+
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
 def _fields(section: BaseModel, *, indent: int, comments: bool = True) -> list[str]:
     lines: list[str] = []
     pad = " " * indent
@@ -45,10 +76,10 @@ def _fields(section: BaseModel, *, indent: int, comments: bool = True) -> list[s
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, float) and value != 0 and abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.12e}".split("e")
+    if isinstance(value, float) and value != 0 and not 1e-3 <= abs(value) < 1e16:
         # YAML 1.1 reads 1e-6 as a string: it wants the dot and the sign.
-        return f"{float(mantissa)}e{int(exponent):+03d}"
+        mantissa, exponent = f"{Decimal(repr(value)):e}".split("e")
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+03d}"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -31,7 +31,8 @@ def endpoint() -> str:
     )
     atexit.register(process.kill)
     assert process.stdout is not None
-    return f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    port = next(line for line in process.stdout if line.strip().isdigit())  # moto greets on the same stream
+    return f"http://127.0.0.1:{port.strip()}"
 
 
 def environment() -> dict[str, str]:

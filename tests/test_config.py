@@ -217,7 +217,7 @@ class TestRender:
         assert read_params(path) == Params()
         assert path.read_text().startswith("# Two lines\n#\n# of a head\n\n# Turn a user's")
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(
         text=printable, lr=st.floats(1e-12, 1e12), share=st.floats(0, 1), flag=st.booleans(),
         names=st.lists(printable, max_size=3), count=st.integers(1, 2**40),

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobileclip import manifest, storage
@@ -62,6 +62,7 @@ names = st.text("abcxyz", min_size=1, max_size=3)
 folders = st.lists(names, min_size=1, max_size=4).map("/".join)
 
 
+@settings(deadline=None, max_examples=50)
 @given(root=st.sampled_from(["/", "/work/", "s3://bucket/"]), old=folders, new=folders, path=folders)
 def test_moved_manifests_name_the_same_files(root, old, new, path):
     content = Manifest(shards=[_shard(path=path)], columns=[_column(path=path)])
@@ -71,7 +72,7 @@ def test_moved_manifests_name_the_same_files(root, old, new, path):
     assert storage.join(new, moved.columns[0].parts["train-00000"].path) == storage.join(old, path)
     assert "://" not in moved.shards[0].path
     assert not moved.shards[0].path.startswith("/")
-    assert moved.moved(new, old) == content.model_copy(update=content.moved(old, old).__dict__)
+    assert moved.moved(new, old) == content
 
 
 def test_a_tree_of_stages_moves_as_a_whole(tmp_path):

@@ -200,14 +200,15 @@ def _columns(manifest: Manifest, recipe: Recipe) -> list[str]:
         names.append("views")
     for teacher in recipe.teachers:
         names += [f"{teacher}.{kind}" for kind in ("views", "captions", *recipe.synthetic)]
+    for name in names:
+        manifest.column(name)
+    for teacher in recipe.teachers:
         stored = manifest.column(f"{teacher}.captions").spec.get("field", recipe.caption_field)
         if (stored, ()) != (recipe.caption_field, recipe.more_fields):
             wanted = ", ".join((recipe.caption_field, *recipe.more_fields))
             raise DataError(
                 f"data: teacher '{teacher}' has embeddings of the field '{stored}', the training reads '{wanted}'."
             )
-    for name in names:
-        manifest.column(name)
     return names
 
 

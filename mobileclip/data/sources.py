@@ -140,7 +140,7 @@ def _read_tars(paths: list[Path]) -> Iterator[Raw]:
         try:
             yield from _read_tar(path)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            reason = str(error).rstrip(".") or type(error).__name__
+            reason = str(error).partition("\n")[0].rstrip(":.") or type(error).__name__
             raise DataError(f"prepare.source: '{path.name}' is no readable tar: {reason}.") from None
 
 

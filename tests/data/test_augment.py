@@ -184,4 +184,4 @@ def _ks(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a_share - b_share).max())
 
 
-KNOWN = [[38, 17, 187, 211, 6, -9, 5, 9], [27, 63, 163, 211, 1, 9, 0, 0]]
+KNOWN = [[38, 17, 187, 211, 6, -9, 5, 9], [27, 63, 163, 211, 1, 9, 0, 9]]

@@ -216,7 +216,7 @@ class TestWebdataset:
         assert _read(tmp_path, "webdataset")[0].fields["captions"] == ["t"]
 
     @pytest.mark.parametrize("compressed", [False, True])
-    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.6])
     def test_a_cut_tar_is_refused_with_its_name(self, tmp_path, share, compressed):
         path = _tar(tmp_path / "a.tar", {f"{i}.png": PNG + bytes(range(i, 200)) * 9 for i in range(9)})
         data = path.read_bytes()

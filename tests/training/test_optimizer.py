@@ -70,9 +70,9 @@ class TestLearningRate:
         for step in range(10, 101):
             expected = 0.001 + 0.5 * 0.009 * (1 + math.cos(math.pi * (step - 10) / 90))
             assert learning_rate(CONFIG, step=step, steps=100) == pytest.approx(expected, rel=1e-12)
-        assert learning_rate(CONFIG, step=10, steps=100) == 0.01
+        assert learning_rate(CONFIG, step=10, steps=100) == pytest.approx(0.01)
         assert learning_rate(CONFIG, step=55, steps=100) == pytest.approx((0.01 + 0.001) / 2)
 
     def test_no_warm_up_and_a_warm_up_longer_than_the_run(self):
-        assert learning_rate(CONFIG.model_copy(update={"warmup_steps": 0}), step=0, steps=5) == 0.01
+        assert learning_rate(CONFIG.model_copy(update={"warmup_steps": 0}), step=0, steps=5) == pytest.approx(0.01)
         assert learning_rate(CONFIG.model_copy(update={"warmup_steps": 50}), step=4, steps=5) == pytest.approx(0.001)
