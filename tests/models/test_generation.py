@@ -144,7 +144,7 @@ def test_cached_logits_equal_the_full_forward(name):
     ("sampling", "warper"),
     [(Sampling("top_p", top_p=p), TopPLogitsWarper(p)) for p in (0.01, 0.5, 0.9, 0.999)]
     + [(Sampling("top_k", top_k=k), TopKLogitsWarper(k)) for k in (1, 5, 50)],
-    ids=str,
+    ids=["p0.01", "p0.5", "p0.9", "p0.999", "k1", "k5", "k50"],  # objects' addresses would differ between workers
 )
 def test_filter_gives_open_clips_distribution(sampling, warper, temperature):
     logits = torch.randn(16, 3000, generator=torch.Generator().manual_seed(0)) * 4
