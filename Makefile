@@ -27,7 +27,7 @@ demo: setup  ## Fetch the demo's pictures and run the whole chain on them
 	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers
 
 test: setup system  ## Run all tests
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) pytest
 
 lint: setup  ## Ruff and mypy
 	$(RUN) ruff check .
