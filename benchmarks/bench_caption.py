@@ -4,9 +4,8 @@
 
 Both draw by top-p 0.9 (the settings of the public reference generator) from the same model with random weights, one
 after the other in one run; `ratio` is of wall time, `CPU ratio` of CPU time, which other work on the machine disturbs
-less. Random weights practically never end a caption, so every caption has the full length and the
-token counts of both sides are equal; a trained model ends most captions of 30 tokens after 10 to 20, which is what the
-shorter length stands for.
+less. Random weights practically never end a caption, so every caption has the full length and the token counts of both
+sides are equal; a trained model ends most captions of 30 tokens after 10 to 20, which the shorter length stands for.
 """
 
 import argparse
@@ -40,9 +39,7 @@ def main() -> None:
         f"{options.model}, random weights, {options.images} images x {options.captions} captions, top-p {TOP_P}, "
         f"{options.threads} thread(s), torch {torch.__version__}\n"
     )
-    print(
-        "| tokens | open_clip, s | ours, s | open_clip, images/s | ours, images/s | tokens | ratio | CPU ratio |"
-    )
+    print("| length | open_clip, s | ours, s | open_clip, images/s | ours, images/s | tokens | ratio | CPU ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for length in options.lengths:
         print(measure(clip, images, options.captions, length, options.repeats), flush=True)
