@@ -27,7 +27,7 @@ def join(base: str | Path, *parts: str) -> str:
     """Join and normalize: `join("a/b", "../c")` is `a/c`; an absolute or `s3://` part starts anew."""
     text = str(base)
     for part in parts:
-        if is_s3(part):
+        if is_s3(part) or (is_s3(text) and os.path.isabs(part)):  # noqa: PTH117 - a string, maybe a URI
             text = part
         elif is_s3(text):
             bucket, key = _bucket_key(text)

@@ -112,7 +112,11 @@ class TestDraw:
 
     def test_known_draw_stays_as_it_is(self):
         # Stored datasets replay for ever; fresh draws of train_teacher and of resumed runs must not drift either.
-        views = draw_views(Views(num_views=2), uid="0123456789abcdef", seed=0, width=320, height=240)
+        spec = Views(
+            num_views=2, scale_min=0.08, scale_max=1.0, ratio_min=0.75, ratio_max=4 / 3, rand_augment_ops=2,
+            rand_augment_magnitude=9,
+        )  # fmt: skip
+        views = draw_views(spec, uid="0123456789abcdef", seed=0, width=320, height=240)
         assert views.dtype == np.int32
         assert views.tolist() == KNOWN
 
