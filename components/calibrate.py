@@ -25,6 +25,8 @@ def calibrate(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the reinforced dataset.
+
+    Returns:
         out: Reference to the dataset with calibrated scales.
         metrics: The stage's numbers.
     """

@@ -27,10 +27,12 @@ def caption(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the dataset to caption.
-        out: Reference to the dataset with the caption column.
-        metrics: The stage's numbers.
         captioner: Reference to the captioner, where the section asks for the trained one.
         parts: What the groups of a fan-out left; absent: the stage runs whole.
+
+    Returns:
+        out: Reference to the dataset with the caption column.
+        metrics: The stage's numbers.
     """
     from mobileclip import kubeflow_io as io
     from mobileclip import kubeflow_run as stages
@@ -61,8 +63,10 @@ def caption_group(
         generation: Generation of the root (part of the cache key), checked unless empty.
         group: `INDEX/COUNT`, such as `3/16`.
         data: Reference to the dataset to caption.
-        part: Names the group.
         captioner: Reference to the captioner, where the section asks for the trained one.
+
+    Returns:
+        part: Names the group.
     """
     from mobileclip import kubeflow_io as io
     from mobileclip import kubeflow_run as stages

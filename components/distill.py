@@ -25,6 +25,8 @@ def distill(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the calibrated dataset.
+
+    Returns:
         out: Reference to the student, its control and the learning curves.
         metrics: The stage's numbers.
     """

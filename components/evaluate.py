@@ -29,6 +29,8 @@ def evaluate(
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the calibrated dataset.
         student: Reference to distill's output.
+
+    Returns:
         out: Reference to results, samples, figures and report.
         metrics: The stage's numbers.
         confusion: Confusion matrix of the student's first zero-shot task with up to 60 classes.

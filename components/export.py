@@ -27,6 +27,8 @@ def export(
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the prepared dataset, whose samples prove the programs.
         student: Reference to distill's output.
+
+    Returns:
         out: Reference to programs, contract and proof.
         metrics: The stage's numbers.
     """

@@ -26,9 +26,11 @@ def filter(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the prepared dataset.
+        teachers: Reference to the teachers, where the section names one of them.
+
+    Returns:
         out: Reference to the dataset with scores and selection.
         metrics: The stage's numbers.
-        teachers: Reference to the teachers, where the section names one of them.
     """
     from mobileclip import kubeflow_io as io
     from mobileclip import kubeflow_run as stages

@@ -25,6 +25,8 @@ def finetune_captioner(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the filtered dataset.
+
+    Returns:
         out: Reference to the captioner's checkpoint.
         metrics: The stage's numbers.
     """

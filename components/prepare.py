@@ -27,6 +27,8 @@ def prepare(
         generation: Generation of the root (part of the cache key), checked unless empty.
         source: Folder with a caption table, pictures with .txt files, or webdataset tars.
         source_digest: Digest of that folder (part of the cache key), checked unless empty.
+
+    Returns:
         out: Reference to the prepared dataset: shards, manifest, quarantine list.
         metrics: The stage's numbers.
     """

@@ -30,6 +30,8 @@ def promote(
         student: Reference to distill's output.
         evaluation: Reference to evaluate's output.
         programs: Reference to export's output.
+
+    Returns:
         out: Reference to verdicts, lineage and model card.
         metrics: The stage's numbers.
         card: The model card.

@@ -27,10 +27,12 @@ def reinforce(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the captioned dataset.
-        out: Reference to the reinforced dataset.
-        metrics: The stage's numbers.
         teachers: Reference to the trained teachers, where the section names some of them.
         parts: What the groups of a fan-out left; absent: the stage runs whole.
+
+    Returns:
+        out: Reference to the reinforced dataset.
+        metrics: The stage's numbers.
     """
     from mobileclip import kubeflow_io as io
     from mobileclip import kubeflow_run as stages
@@ -61,8 +63,10 @@ def reinforce_group(
         generation: Generation of the root (part of the cache key), checked unless empty.
         group: `INDEX/COUNT`, such as `3/16`.
         data: Reference to the captioned dataset.
-        part: Names the group.
         teachers: Reference to the trained teachers, where the section names some of them.
+
+    Returns:
+        part: Names the group.
     """
     from mobileclip import kubeflow_io as io
     from mobileclip import kubeflow_run as stages

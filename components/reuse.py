@@ -13,6 +13,8 @@ def reuse(stage: str, root: str, digest: str, out: dsl.Output[dsl.Artifact]) -> 
         stage: Name of the stage.
         root: Folder or s3:// prefix of that run.
         digest: sha256 of `ROOT/STAGE/record.json`, checked unless empty.
+
+    Returns:
         out: Reference to `ROOT/STAGE`.
     """
     from mobileclip import kubeflow_io as io

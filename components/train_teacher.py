@@ -29,6 +29,8 @@ def train_teacher(
         towers: Folder with pretrained towers; empty where no teacher names some.
         towers_digest: Digest of that folder (part of the cache key), checked unless empty.
         data: Reference to the prepared dataset.
+
+    Returns:
         out: Reference to the teachers, one checkpoint folder each.
         metrics: The stage's numbers.
     """

@@ -51,8 +51,9 @@ def test_thin_documented_and_in_the_projects_image(module, name):
     container = component.component_spec.implementation.container
     assert container.image == IMAGE
     assert "pip install" not in " ".join([*container.command, *container.args])
-    documented = {line.split(":")[0] for line in inspect.cleandoc(component.python_func.__doc__).splitlines()}
-    assert {f"    {name}" for name in inspect.signature(component.python_func).parameters} <= documented
+    specs = {**(component.component_spec.inputs or {}), **(component.component_spec.outputs or {})}
+    assert set(specs) == set(inspect.signature(component.python_func).parameters)
+    assert [key for key, value in specs.items() if not value.description] == []
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,25 @@ def command(tiny_source, tiny_teachers, tmp_path):
     return [sys.executable, "-m", "pipelines.run", "reinforce", "--local", "--params", str(file), *place]
 
 
-def start(command):
+@contextmanager
+def started(command, log):
+    """The running command, in a process group of its own that does not outlive the test."""
     environment = {**os.environ, "MOBILECLIP_TRACKING": "off", "MOBILECLIP_PROCESSES": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def executed(log):
+    """Names of the tasks that a run started."""
+    return re.findall(r"Executing task '(\S+)'", re.sub(r"\x1b\[[0-9;]*m", "", log.read_text()))
 
 
 def finished(root):
@@ -61,23 +75,20 @@ def column_files(root):
 
 
 def test_only_unfinished_groups_run_after_a_kill(command, tmp_path):
-    root = tmp_path / "root"
-    process = start(command)
-    while not finished(root):
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    root, logs = tmp_path / "root", [tmp_path / "first.log", tmp_path / "second.log"]
+    with started(command, logs[0]) as process:
+        while not finished(root):
+            assert process.poll() is None, logs[0].read_text()[-4000:]
+            time.sleep(0.02)
     done, written = finished(root), column_files(root)
     assert 1 <= len(done) < GROUPS
     assert not (root / "reinforce" / "record.json").exists()
 
-    process = start(command)
-    said = re.sub(r"\x1b\[[0-9;]*m", "", process.communicate()[0])
-    assert process.returncode == 0, said[-6000:]
-    assert re.findall(r"Executing task '(\S+)'", said).count("reinforce-group") == GROUPS - len(done)
-    assert not {"prepare", "caption", "caption-group"} & set(re.findall(r"Executing task '(\S+)'", said))
+    with started(command, logs[1]) as process:
+        assert process.wait() == 0, logs[1].read_text()[-6000:]
+    again = executed(logs[1])
+    assert again.count("reinforce-group") == GROUPS - len(done)
+    assert not {"prepare", "caption", "caption-group"} & set(again)
     after = column_files(root)
     assert {path: after[path] for path in written} == written
     content = manifest.read(str(root / "reinforce"))
