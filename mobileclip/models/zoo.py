@@ -309,7 +309,7 @@ def _load_published(model: str, pretrained: str) -> Clip:
     config = deepcopy(get_model_config(model))
     digest = hashlib.sha256()
     for key, value in sorted(built.state_dict().items()):
-        digest.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(key.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     apple = pretrained.startswith(("datacompdr", "dfndr", "dfn"))
     name = f"{model}/{pretrained}" if pretrained else model
     return Clip(
