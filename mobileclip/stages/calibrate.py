@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import torch
 from torch.nn import functional as F
@@ -92,14 +93,15 @@ def _mean_nll(batches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]], scale
     total = 0.0
     for batch in batches:
         for transpose in (False, True):
-            probabilities = []
+            logs = []
             for name, (image, text) in batch.items():
                 if name not in scales:
                     continue
                 logits = scales[name] * image @ text.T
-                probabilities.append(F.softmax(logits.T if transpose else logits, dim=1))
-            mean = torch.stack(probabilities).mean(dim=0)
-            total += float(-mean.diagonal().clamp_min(1e-12).log().mean())
+                logs.append(F.log_softmax(logits.T if transpose else logits, dim=1).diagonal())
+            # The logarithm of the mean over teachers, without leaving logarithms: a sharp scale underflows otherwise.
+            mean = torch.stack(logs).logsumexp(dim=0) - math.log(len(logs))
+            total -= float(mean.mean())
     return total / (2 * len(batches))
 
 

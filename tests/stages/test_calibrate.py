@@ -71,7 +71,7 @@ def _literal(batches, scales):
 
 @pytest.fixture(scope="module")
 def two(tiny_captioned, tmp_path_factory):
-    return _dataset(tmp_path_factory.mktemp("two"), tiny_captioned, {"sharp": 0.7, "vague": 3.0})
+    return _dataset(tmp_path_factory.mktemp("two"), tiny_captioned, {"sharp": 2.5, "vague": 6.0})
 
 
 def _batches(config, data):
@@ -98,7 +98,7 @@ def test_the_joint_scales_are_the_best_of_the_grid(two, tmp_path):
 
 
 def test_three_teachers_reach_a_point_that_no_single_change_improves(tiny_captioned, tmp_path):
-    teachers = {"a": 0.7, "b": 3.0, "c": 1.5}
+    teachers = {"a": 2.5, "b": 6.0, "c": 4.0}
     data = _dataset(tmp_path / "data", tiny_captioned, teachers)
     metrics = _run(CONFIG, data, tmp_path / "out")
     chosen = {name: metrics[f"scale/{name}"] for name in teachers}
@@ -111,7 +111,7 @@ def test_three_teachers_reach_a_point_that_no_single_change_improves(tiny_captio
 
 def test_a_teacher_that_makes_the_ensemble_worse_is_left_out(tiny_captioned, tmp_path):
     """The greedy choice by the literal count: the best single teacher, then one more as long as one helps."""
-    teachers = {"vague": 60.0, "a": 0.9, "b": 0.9}
+    teachers = {"vague": 60.0, "a": 3.0, "b": 3.0}
     data = _dataset(tmp_path / "data", tiny_captioned, teachers)
     config = CONFIG.model_copy(update={"select": True})
     metrics = _run(config, data, tmp_path / "out")

@@ -19,8 +19,8 @@ from mobileclip.stages import prepare
 from tests.stages import shapes
 
 
-def _run(source, out, **changes):
-    return prepare.run(Prepare(**changes), out=str(out), tracker=LogTracker(), source=str(source))
+def _run(folder, out, **changes):
+    return prepare.run(Prepare(**changes), out=str(out), tracker=LogTracker(), source=str(folder))
 
 
 def _files(folder) -> dict[str, bytes]:
@@ -79,7 +79,7 @@ def test_a_folder_of_pictures_and_texts(tmp_path):
     for index in range(3):
         path = tmp_path / "source" / f"{index}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(shapes.draw("red", "square", 10 + index))
+        path.write_bytes(shapes.draw("red", "square", 20 + 8 * index))
         path.with_suffix(".txt").write_text(f"  red \t square {index}\n\nanother one\n")
     _run(tmp_path / "source", tmp_path / "out", validation_share=0, license="MIT")
     samples = sorted(_read(tmp_path / "out").values(), key=lambda s: s.captions)
