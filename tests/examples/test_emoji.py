@@ -135,7 +135,9 @@ class TestArchives:
         with pytest.raises(DataError, match="'big' to more than 10 bytes"):
             read_members(a_zip({"big": b"0" * 11}), select=lambda _: True)
 
-    @pytest.mark.parametrize("damaged", [b"", b"not an archive", a_tgz({"a": b"1" * 5000})[:60]], ids=["empty", "text", "cut"])
+    @pytest.mark.parametrize(
+        "damaged", [b"", b"not an archive", a_tgz({"a": b"1" * 5000})[:60]], ids=["empty", "text", "cut"]
+    )
     def test_damaged_archive(self, damaged):
         with pytest.raises(DataError, match="in memory cannot be read"):
             read_members(damaged, select=lambda _: True)
