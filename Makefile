@@ -24,7 +24,8 @@ system:  # Chromium, for the tests of the pages
 
 demo: setup  ## Fetch the demo's pictures and run the whole chain on them
 	$(RUN) python -m examples.emoji --out data/raw/emoji
-	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers
+	@# 3: the gate refused the student, which is a result of the run and not a failure of it
+	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers || [ $$? -eq 3 ]
 
 test: setup system  ## Run all tests
 	OMP_NUM_THREADS=1 $(RUN) pytest
