@@ -25,7 +25,8 @@ class Project:
 
     def __init__(self, folder: Path, source: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT / "mobileclip", folder / "mobileclip", ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("mobileclip", "components", "pipelines"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(source, folder / SOURCE)
         (folder / TOWERS).mkdir()
         (folder / TOWERS / "README").write_text("no teacher of this chain starts from a pretrained tower\n")
@@ -43,7 +44,7 @@ class Project:
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
+            "PYTHONPATH": str(self.folder),
             "PYTHONDONTWRITEBYTECODE": "1",
             "MOBILECLIP_PROCESSES": "1",
             "MOBILECLIP_TRACKING": "off",

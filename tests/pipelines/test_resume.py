@@ -19,7 +19,7 @@ from pipelines.run import ARTIFACTS
 from tests.tiny_chain import params, write_params
 
 ROOT = Path(__file__).parents[2]
-GROUPS = 4
+GROUPS = 3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -1,0 +1,108 @@
+"""Sections of the stages that judge and ship a student: evaluate, export, promote."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from mobileclip.config.base import Name, Section, Split
+
+
+class Classification(Section):
+    """One zero-shot classification over a metadata field."""
+
+    field: Name = "group"
+    """Metadata field that holds the class name."""
+    templates: Annotated[list[Annotated[str, Field(pattern=r"\{\}")]], Field(min_length=1)] = ["a photo of a {}."]
+    """Prompts; `{}` takes the class name; embeddings are averaged."""
+
+
+class Evaluate(Section):
+    """Score student and control on the evaluation split, with intervals."""
+
+    split: Split = "test"
+    """Split to evaluate on."""
+    classifications: list[Classification] = [Classification()]
+    """Zero-shot tasks."""
+    retrieval_field: Name = "captions"
+    """Caption field of the retrieval task."""
+    retrieval_captions: PositiveInt = 1
+    """Captions per sample used in retrieval, the first ones (5 for COCO and Flickr30k)."""
+    headline: Annotated[str, Field(pattern=r"^(retrieval|zero_shot)/.+")] = "retrieval/mean/r1"
+    """Metric on which the report's first sentence gives its verdict; named before the numbers are known."""
+    slice_field: str = ""
+    """Metadata field whose values are also scored apart; empty = none."""
+    bootstrap: PositiveInt = 1000
+    """Bootstrap resamples."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+    batch_size: PositiveInt = 128
+    """Samples per forward pass."""
+    gallery: Annotated[int, Field(ge=0, le=40)] = 12
+    """Queries shown in the report's retrieval gallery, half of them texts, half pictures."""
+    seed: NonNegativeInt = 0
+    """Seed of the bootstrap and of the gallery's choice."""
+
+
+class Export(Section):
+    """Write the student's towers for the phone runtimes, with proof."""
+
+    formats: Annotated[list[Literal["onnx"]], Field(min_length=1)] = ["onnx"]
+    """Program formats."""
+    precisions: Annotated[list[Literal["float32", "float16", "int8"]], Field(min_length=1)] = ["float32"]
+    """Precisions of each program; int8 is dynamic quantization of the text tower's matrix products."""
+    split: Split = "test"
+    """Split whose samples prove the programs."""
+    samples: Annotated[int, Field(ge=2)] = 64
+    """Evaluation samples on which every program is executed and compared."""
+    max_error_float32: PositiveFloat = 1e-4
+    """Largest error relative to the centered embeddings of a float32 program."""
+    max_error_float16: PositiveFloat = 0.03
+    """The same for float16."""
+    max_error_int8: PositiveFloat = 0.25
+    """The same for int8."""
+    opset: Annotated[int, Field(ge=20, le=23)] = 20
+    """ONNX operator set; below 20 GELU is not fused."""
+    latency_runs: NonNegativeInt = 20
+    """Measured turns of each program and of PyTorch at 1 and 2 threads; 0 = not measured."""
+
+
+class Gate(Section):
+    """What a student must show before it becomes champion."""
+
+    metric: str = "student/retrieval/i2t/r10"
+    """Metric of evaluate's metrics.json that decides."""
+    minimum: float = 0.0
+    """Smallest value of the metric."""
+    minimums: dict[str, float] = {}
+    """Smallest values of further metrics, by name (evaluate's; export's below `export/`)."""
+    maximums: dict[str, float] = {}
+    """Largest values, by name: budgets of latency and size (times of evaluate and export below `timings/`)."""
+    beat_control: bool = False
+    """Demand that the paired interval of student minus control lies above zero."""
+    max_regression: NonNegativeFloat = 0.02
+    """Largest allowed loss of the metric against the champion."""
+    regression_rule: Literal["non_inferior", "not_worse", "point", "ignore"] = "non_inferior"
+    """`non_inferior`: the paired interval shows that no more is lost; `not_worse`: it does not show that more is lost;
+    `point`: the bare difference; `ignore`: no comparison with the champion."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the paired interval against the champion."""
+    require_export_proof: bool = True
+    """Demand that every exported program met its budget."""
+    lineage: Literal["files", "records", "ignore"] = "records"
+    """Digests that must agree from the student back to the data: `records` of all stages with their models and
+    programs, `files` = every shard and column as well."""
+    commercial_use: bool = False
+    """Refuse a lineage with research-only, non-commercial or unknown licenses."""
+    allowed_licenses: list[str] = []
+    """Licenses the lineage may contain; empty = any."""
+
+
+class Promote(Section):
+    """Register the student and let the gate decide on the champion alias."""
+
+    model_name: Name = "mobileclip-student"
+    """Name in the model registry."""
+    why: str = ""
+    """Reason of the promotion, kept in its history."""
+    gate: Gate = Gate()
+    """The demands."""

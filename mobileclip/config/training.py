@@ -1,0 +1,133 @@
+"""Sections of the stages that train: teachers, captioner, student."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mobileclip.config.base import Name, Section, Share
+
+
+class Optimizer(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    lr_end: NonNegativeFloat = 1e-6
+    """Learning rate at the last step."""
+    warmup_steps: NonNegativeInt = 1000
+    """Steps of linear warm-up from zero."""
+    weight_decay: NonNegativeFloat = 0.2
+    """Decoupled weight decay; never applied to norms, biases and the logit scale."""
+    beta1: Share = 0.9
+    """Decay of the first moment."""
+    beta2: Share = 0.95
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Denominator floor."""
+    grad_clip: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 = no clipping."""
+
+
+class Training(Section):
+    """How long and on how much one model is trained."""
+
+    steps: PositiveInt = 30_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 8192
+    """Samples per step, over all processes."""
+    optimizer: Optimizer = Optimizer()
+    """Step size and its schedule."""
+    ema_decay: Share = 0.0
+    """Decay of the running mean of the weights that is saved; 0 = save the last weights."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type of the forward pass; float16 needs a GPU."""
+    workers: NonNegativeInt = 2
+    """Loader processes; 0 = load in the training process. Does not change any result."""
+    log_every: PositiveInt = 50
+    """Steps between two points of the learning curve."""
+    checkpoint_every: NonNegativeInt = 1000
+    """Steps between two checkpoints; 0 = none."""
+
+
+class Teacher(Section):
+    """One CLIP teacher to train."""
+
+    name: Name = "teacher"
+    """Name by which later stages call it: `trained:NAME`."""
+    model: str = "tiny"
+    """Architecture: an open_clip name or one of the project's own (`mobileclip models`)."""
+    image_weights: str = ""
+    """Image trunk weights (.safetensors) inside the `towers` input; empty = from scratch."""
+    text_weights: str = ""
+    """Hugging Face text model folder inside the `towers` input; empty = from scratch."""
+    lock: bool = False
+    """Freeze both pretrained towers and train the projections alone on cached features (locked tuning)."""
+    training: Training = Training()
+    """Length and step size."""
+
+
+class TrainTeacher(Section):
+    """Train in-domain CLIP teachers; skipped when `teachers` is empty."""
+
+    teachers: list[Teacher] = []
+    """Teachers, trained one after the other."""
+    captions: Annotated[list[Name], Field(min_length=1)] = ["captions"]
+    """Caption fields of the samples to learn from; one is drawn per sample and step."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order and augmentation."""
+
+
+class FinetuneCaptioner(Section):
+    """Pre-train a CoCa captioner on the alt text, then fine-tune it on better captions."""
+
+    model: str = "tiny-coca"
+    """CoCa: an architecture (open_clip's or the project's own), or weights as `hf-hub:...` or `local-dir:...`."""
+    pretrained: str = ""
+    """open_clip weights tag to start from; empty = from scratch, for an architecture."""
+    pretrain_field: Name = "captions"
+    """Caption field of the pre-training."""
+    pretrain: Training = Training()
+    """Pre-training length; skipped when the model comes with weights."""
+    finetune_field: Name = "descriptions"
+    """Caption field of the fine-tuning; samples that lack it are left out."""
+    finetune: Training = Training()
+    """Fine-tuning length."""
+    caption_weight: NonNegativeFloat = 2.0
+    """Weight of the captioning loss (CoCa: 2)."""
+    contrastive_weight: NonNegativeFloat = 1.0
+    """Weight of the contrastive loss (CoCa: 1)."""
+    held_out_samples: PositiveInt = 500
+    """Validation samples that are captioned and scored (CIDEr, BLEU, CLIP score), before and after the fine-tuning."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order and augmentation."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "FinetuneCaptioner":
+        if self.caption_weight + self.contrastive_weight == 0:
+            raise ValueError("caption_weight and contrastive_weight are both 0, want one above 0")
+        return self
+
+
+class Distill(Section):
+    """Train a student on a reinforced dataset."""
+
+    model: str = "tiny-mci"
+    """Student: an open_clip name or one of the project's own (`mobileclip models`)."""
+    pretrained: str = ""
+    """open_clip weights tag to start from; empty = from scratch."""
+    distill_weight: Share = 1.0
+    """Lambda: share of the distillation loss; the CLIP loss has the rest."""
+    synthetic: list[Name] = ["coca"]
+    """Caption columns used beside the ground truth; empty = ground truth alone."""
+    caption_field: Name = "captions"
+    """Ground-truth caption field."""
+    teachers: list[Name] = []
+    """Teachers to learn from, by column name; empty = the calibrated ensemble, else all in the manifest."""
+    selection: bool = True
+    """Train on the pairs the filter kept, where the manifest has a selection."""
+    training: Training = Training()
+    """Length and step size."""
+    control: bool = False
+    """Also train the plain-CLIP control: same student, steps, batches and views, ground-truth captions, lambda 0."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order and draws."""
