@@ -28,7 +28,7 @@ demo: setup  ## Fetch the demo's pictures and run the whole chain on them
 	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers || [ $$? -eq 3 ]
 
 test: setup system  ## Run all tests
-	OMP_NUM_THREADS=1 $(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: setup  ## Ruff and mypy
 	$(RUN) ruff check .

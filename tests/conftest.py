@@ -107,3 +107,8 @@ def tiny_reinforced(tiny_captioned, tiny_teachers, reinforce_config, tmp_path_fa
     out = str(tmp_path_factory.mktemp("reinforce"))
     reinforce.run(reinforce_config, out=out, tracker=LogTracker(), data=tiny_captioned, teachers=tiny_teachers)
     return out
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole chains first: with two workers the long files must not start last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
