@@ -6,9 +6,19 @@ Reading it needs neither torch nor a runtime.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from mobileclip.errors import DataError, IntegrityError
 
@@ -17,15 +27,25 @@ FILE_NAME = "contract.json"
 Tower = Literal["image", "text"]
 
 
-def _inside(path: str) -> str:
-    """Refuse paths that leave the folder: a contract may come from anywhere."""
-    if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+def inside(path: str) -> str:
+    """Refuse paths that leave the folder they are relative to: a contract or an archive may come from anywhere.
+
+    Raises:
+        ValueError: It is absolute, climbs, names a drive, or holds empty parts or control characters.
+    """
+    parts = path.split("/")
+    if not all(parts) or {".", ".."} & set(parts) or any(c in "\\:" or ord(c) < 32 for c in path):
         raise ValueError(f"'{path}' leads out of the folder")
     return path
 
 
+RelativePath = Annotated[str, AfterValidator(inside)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TensorSpec(_Record):
@@ -53,15 +73,23 @@ class ImageContract(_Record):
     """Embeddings; compare by dot product."""
     color_order: Literal["RGB"] = "RGB"
     layout: Literal["NCHW"] = "NCHW"
-    size: int
+    size: PositiveInt
     """Width and height [pixels]."""
+    orientation: Literal["exif"] = "exif"
+    """The picture is turned upright as its EXIF tag says, before all else."""
+    transparency: Literal["white"] = "white"
+    """Transparent pixels are laid on that color."""
     resize: Literal["squash"] = "squash"
-    """Width and height are scaled each on its own; nothing is cropped."""
-    interpolation: str
-    """Pillow's filter of that name, with antialiasing."""
-    mean: list[float]
+    """Width and height are scaled each on its own; the aspect ratio is not kept."""
+    crop: Literal["none"] = "none"
+    """Nothing is cut off."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"]
+    """Pillow's filter of that name: triangle, Keys' cubic with a = -0.5, or none."""
+    antialias: bool = True
+    """The filter is widened by the factor of reduction, as Pillow does; canvas and Core Image differ."""
+    mean: Channels
     """Subtracted per channel, **inside** the program."""
-    std: list[float]
+    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
     """Divided by per channel, **inside** the program."""
     normalization_in_program: bool = True
     """A client that also normalizes gets wrong embeddings."""
@@ -76,8 +104,10 @@ class TextContract(_Record):
     """Embeddings; compare by dot product."""
     tokenizer: Literal["clip-bpe", "hugging-face"]
     """`clip-bpe`: the files in `tokenizer/`; `hugging-face`: the model's own tokenizer files."""
-    context_length: int
+    context_length: PositiveInt
     """Every row has exactly this length."""
+    truncation: Literal["keep-end"] = "keep-end"
+    """A text that is too long is cut on the right and its last token replaced by `end_id`."""
     start_id: int
     """First token; -1 = none."""
     end_id: int
@@ -93,10 +123,12 @@ class TextContract(_Record):
 class File(_Record):
     """One file beside the contract."""
 
-    path: Annotated[str, AfterValidator(_inside)]
+    path: RelativePath
     """Relative to the contract, with forward slashes."""
-    bytes: int
-    sha256: str
+    bytes: NonNegativeInt
+    """Size; of a folder, of all its files."""
+    sha256: Sha256
+    """Digest of the bytes; of a folder, see `digest`."""
 
 
 class Program(File):
@@ -109,7 +141,7 @@ class Program(File):
     """Layers that a quantized program holds in float32, because its budget asked for it."""
     settings: dict[str, Any] = {}
     """Settings of the exporter (for ONNX: opset)."""
-    budget: float
+    budget: PositiveFloat
     """Largest `error` allowed."""
     executed: bool
     """Whether the figures come from the real runtime; otherwise from an emulation."""
@@ -117,11 +149,28 @@ class Program(File):
     """Proof on the evaluation samples; `mobileclip.formats.proof` defines each."""
 
 
+class Bank(_Record):
+    """Class embeddings computed beforehand, with which an app needs no text program."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Its name."""
+    path: RelativePath
+    """The embeddings, safetensors [labels, embed_dim]; labels and templates lie beside it in a `.json` of that name."""
+    labels: PositiveInt
+    """Number of classes."""
+    precision: Literal["float32", "float16", "int8"]
+    """As stored; int8 rows have one scale each."""
+    budget: PositiveFloat
+    """Largest `error` allowed."""
+    figures: dict[str, float]
+    """Proof against the student's own text tower; `mobileclip.formats.prompt_bank` defines each."""
+
+
 class Lineage(_Record):
     """Where the student comes from."""
 
-    student_sha256: str
-    """Digest of the weights file."""
+    student_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    """Digest of the weights file; empty for weights that were never saved."""
     dataset_sha256: str
     """Digest of the manifest whose samples proved the programs."""
     card: dict[str, Any]
@@ -136,7 +185,7 @@ class Contract(_Record):
     """Architecture."""
     license: str
     """License of the weights."""
-    embed_dim: int
+    embed_dim: PositiveInt
     """Width of the embeddings."""
     logit_scale: float
     """Scores are `logit_scale * image @ text + logit_bias`, softmax over the texts for probabilities."""
@@ -144,11 +193,34 @@ class Contract(_Record):
     image: ImageContract
     text: TextContract
     programs: list[Program]
+    prompt_banks: list[Bank] = []
+    """Class embeddings computed beforehand."""
     files: list[File]
     """Tokenizer, golden values and all else beside the programs."""
     lineage: Lineage
     versions: dict[str, str]
     """Versions of the libraries that decide the programs' bytes."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        image, text = self.image, self.text
+        wrong = {
+            "image.input.shape": image.input.shape[1:] != [3, image.size, image.size],
+            "image.output.shape": image.output.shape[-1] != self.embed_dim,
+            "text.input.shape": text.input.shape[-1] != text.context_length,
+            "text.output.shape": text.output.shape[-1] != self.embed_dim,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(f"{name} disagrees with size, context_length or embed_dim")
+        paths = [file.path for file in (*self.programs, *self.files)]
+        doubles = sorted({path for path in paths if paths.count(path) > 1})
+        if doubles or FILE_NAME in paths:
+            raise ValueError(f"{', '.join(doubles) or FILE_NAME} is listed more than once")
+        missing = [bank.path for bank in self.prompt_banks if bank.path not in paths]
+        if missing:
+            raise ValueError(f"prompt bank {missing[0]} is not among the files")
+        return self
 
     def program(self, tower: Tower, *, precision: str, format: str = "onnx") -> Program:
         """The program of that tower, precision and format.
@@ -177,18 +249,38 @@ def read(folder: Path) -> Contract:
     path = folder / FILE_NAME
     if not path.is_file():
         raise DataError(f"programs: no {FILE_NAME} in '{folder}', want the output folder of export.")
+    return parse(path.read_bytes(), name=str(path))
+
+
+def parse(data: bytes, *, name: str = FILE_NAME) -> Contract:
+    """Check and build a contract from its bytes.
+
+    Args:
+        data: JSON.
+        name: What to call it in errors.
+
+    Raises:
+        DataError: It is of another schema.
+        IntegrityError: It is damaged, or disagrees with itself.
+    """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(data)
     except ValueError:
-        raise IntegrityError(f"{path}: not JSON, the contract is damaged.") from None
+        raise IntegrityError(f"{name}: not JSON, the contract is damaged.") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise DataError(f"programs: schema_version of '{path}' is {version}, want {SCHEMA_VERSION}.")
+        raise DataError(f"programs: schema_version of '{name}' is {version}, want {SCHEMA_VERSION}.")
     try:
         return Contract.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        raise IntegrityError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        place = ".".join(map(str, first["loc"])) or "contract"
+        raise IntegrityError(f"{name}: {place}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def schema() -> bytes:
+    """JSON Schema of the contract, for readers in other languages."""
+    return (json.dumps(Contract.model_json_schema(), indent=1, sort_keys=True) + "\n").encode()
 
 
 def describe(path: Path, *, root: Path) -> File:

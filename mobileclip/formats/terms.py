@@ -61,7 +61,7 @@ def _image(clip: Clip) -> ImageContract:
     shape: list[int | str] = ["batch", 3, preprocess.size, preprocess.size]
     return ImageContract(
         input=TensorSpec(name=IMAGE_INPUT, dtype="float32", shape=shape, minimum=0, maximum=1),
-        output=_features(IMAGE_OUTPUT, clip), size=preprocess.size, interpolation=preprocess.interpolation,
+        output=_features(IMAGE_OUTPUT, clip), size=preprocess.size, interpolation=preprocess.interpolation,  # type: ignore[arg-type]
         mean=list(preprocess.mean), std=list(preprocess.std),
     )  # fmt: skip
 

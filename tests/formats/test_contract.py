@@ -86,7 +86,38 @@ def test_damaged_contracts(agreed, saved, tmp_path):
         contract.read(saved)
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret", "a/../../b", "c:\\windows"])
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ({"embed_dim": 64}, r"image\.output\.shape disagrees"),
+        ({"logit_scale": float("inf")}, "logit_scale"),
+        ({"prompt_banks": [{"name": "a", "path": "prompts/a.safetensors", "labels": 1, "precision": "float16",
+                            "budget": 0.1, "figures": {}}]}, r"prompts/a\.safetensors is not among the files"),
+    ],
+)  # fmt: skip
+def test_contract_that_disagrees_with_itself(agreed, edit, sentence):
+    raw = {**json.loads(agreed.to_bytes()), **edit}
+    with pytest.raises(IntegrityError, match=sentence):
+        contract.parse(json.dumps(raw).encode())
+
+
+def test_file_listed_twice(agreed):
+    raw = json.loads(agreed.to_bytes())
+    raw["programs"].append(raw["programs"][0])
+    with pytest.raises(IntegrityError, match=r"image\.float32\.onnx is listed more than once"):
+        contract.parse(json.dumps(raw).encode())
+
+
+def test_schema_names_every_key(agreed):
+    described = json.loads(contract.schema())
+    assert set(described["properties"]) == set(json.loads(agreed.to_bytes()))
+    image = described["$defs"]["ImageContract"]["properties"]
+    assert all("description" in image[key] for key in ("size", "crop", "interpolation", "orientation", "mean"))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../../secret", "a/../../b", "c:\\windows", "", "a//b", "./a", "a\x00"]
+)
 def test_paths_out_of_the_folder_are_refused(agreed, saved, name):
     raw = json.loads(agreed.to_bytes())
     raw["programs"][0]["path"] = name
