@@ -23,6 +23,7 @@ TOOLS = {
     "history": "print the promotions of a registered model",
     "rollback": "make the previous champion the champion again",
     "explain": "print the gate's verdicts on a model version",
+    "publish": "write folders into a DVC remote, without DVC or git",
 }
 
 
@@ -96,6 +97,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--root", action="append", default=[], help="where else earlier stages or raw inputs lie; may be repeated"
         )
+    if command == "publish":
+        parser.add_argument("folders", nargs="+", metavar="FOLDER", help="stage folder or raw dataset, local or s3://")
+        parser.add_argument("--remote", required=True, help="the DVC remote: a folder or s3:// prefix")
+        parser.add_argument("--pointers", default="", help="where FOLDER.dvc goes; default: beside a local FOLDER")
     if command in {"history", "rollback", "explain"}:
         parser.add_argument("model", help="name in the model registry")
     if command == "rollback":

@@ -143,6 +143,26 @@ def explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def publish(arguments: argparse.Namespace) -> int:
+    """Write folders into a DVC remote, and a pointer for git beside each."""
+    from tqdm import tqdm
+
+    from mobileclip import dvc_remote
+
+    table = Table("folder", "md5", "files", "MB", "objects sent", "pointer", box=None)
+    for folder in (uri.rstrip("/") for uri in arguments.folders):
+        place = arguments.pointers or ("" if storage.is_s3(folder) else str(Path(folder).parent))
+        if not place:
+            raise ConfigError(f"publish: '{folder}' is no local folder, want --pointers, a folder for its .dvc file.")
+        with tqdm(desc=folder, unit="file", disable=None) as bar:
+            done = dvc_remote.publish(folder, remote=arguments.remote, progress=lambda _, bar=bar: bar.update())  # type: ignore[misc]
+        pointer = storage.join(place, f"{done.path}.dvc")
+        storage.write_bytes(pointer, done.pointer())
+        table.add_row(folder, done.md5, f"{done.files:,}", f"{done.size / 1e6:,.1f}", f"{done.sent:,}", pointer)
+    Console(width=max(160, Console().width)).print(table)
+    return 0
+
+
 def params(arguments: argparse.Namespace) -> int:
     """Print a complete params file."""
     from mobileclip.params_file import render

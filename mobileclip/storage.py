@@ -148,6 +148,20 @@ def list_names(uri: str | Path) -> list[str]:
     return sorted(names)
 
 
+def list_files(uri: str | Path) -> list[str]:
+    """Sorted names of all files below a folder or prefix, relative to it; files being written are left out."""
+    if not is_s3(uri):
+        root = Path(uri)
+        found = (p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix != ".tmp")
+        return sorted(found)
+    bucket, key = _bucket_key(str(uri))
+    prefix = key.rstrip("/") + "/" if key else ""
+    names: set[str] = set()
+    for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        names |= {item["Key"].removeprefix(prefix) for item in page.get("Contents", [])}
+    return sorted(name for name in names if not name.endswith("/"))
+
+
 def local_copy(uri: str | Path, *, sha256: str = "") -> Path:
     """A local path that holds these bytes: the file itself, or a cached download checked against `sha256`."""
     if not is_s3(uri):
