@@ -1,6 +1,5 @@
 """The architectures that are ours, registered with timm and open_clip so that both create them by name."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from timm.models import register_model
 from timm.models.fastvit import FastVit, RepConditionalPosEnc
 from timm.models.resnet import BasicBlock, ResNet
 
-LS = float(os.environ.get("LS", "1e-5"))
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -47,6 +45,9 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
         pos_embs=(None, None, None, partial(RepConditionalPosEnc, spatial_shape=(3, 3))),
         token_mixers=("repmixer", "repmixer", "repmixer", "attention"),
         lkc_use_act=True,
+        # timm starts residual branches at 1e-5, for deep towers and long runs: four blocks trained for a few hundred
+        # steps would stay shut.
+        layer_scale_init_value=1.0,
         **kwargs,
     )
     model.default_cfg = model.pretrained_cfg = {"architecture": "fastvit_mci_tiny", "pool_size": (2, 2)}
