@@ -23,6 +23,10 @@ class IntegrityError(MobileClipError):
     """Stored data are damaged or belong to something else (exit code 1)."""
 
 
+class StorageError(MobileClipError):
+    """A disk or an object store refuses to work: full, down, forbidden (exit code 1)."""
+
+
 class ExportError(MobileClipError):
     """An exported program misses its proof (exit code 1)."""
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A library and the only modules of `mobileclip` that may import it.
 ONLY = {
     "mlflow": {"mobileclip.tracking", "mobileclip.student_pyfunc"},
-    "boto3": {"mobileclip.storage"},
-    "botocore": {"mobileclip.storage"},
+    "boto3": {"mobileclip.storage.s3"},
+    "botocore": {"mobileclip.storage.s3"},
     "kubernetes": {"mobileclip.cluster"},
     "kubeflow": {"mobileclip.cluster"},
     "kfp": set(),

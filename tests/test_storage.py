@@ -67,6 +67,10 @@ def test_list_names_and_local_dir(base):
     for name in ("b", "a", "sub/c", "sub/deep/d"):
         storage.write_bytes(storage.join(base, name), name.encode())
     assert storage.list_names(base) == ["a", "b", "sub"]
+    storage.write_bytes(storage.join(base, "b"), b"longer")
+    assert storage.list_sizes(base) == {"a": 1, "b": 6}
+    assert storage.list_sizes(storage.join(base, "nothing")) == {}
+    storage.write_bytes(storage.join(base, "b"), b"b")
     folder = storage.local_dir(base)
     assert {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()} == {
         name: name for name in ("a", "b", "sub/c", "sub/deep/d")

@@ -1,0 +1,195 @@
+"""Local paths and `s3://` behind one small interface; the only package that imports boto3.
+
+A URI is a local path or `s3://bucket/key`. Every write appears whole or not at all, also after a kill. Requests to an
+object store are retried within bounds (`mobileclip.storage.retry`), every object is stored with its digest and checked
+against it on each read, big ones travel in parts (`mobileclip.storage.s3`).
+"""
+
+import hashlib
+import os
+import posixpath
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from mobileclip.errors import DataError, IntegrityError
+from mobileclip.storage import local, s3
+from mobileclip.storage.local import digest_file
+from mobileclip.storage.s3 import bucket_key
+
+__all__ = [
+    "delete", "digest_file", "exists", "is_s3", "join", "list_names", "list_sizes", "local_copy", "local_dir",
+    "open_stream", "put_if_absent", "read_bytes", "read_range", "relative", "write_bytes",
+]  # fmt: skip
+
+_s3 = s3.connect  # its cache holds the connection of this process
+
+
+def is_s3(uri: str | Path) -> bool:
+    """Whether the URI names an object store."""
+    return str(uri).startswith("s3://")
+
+
+def join(base: str | Path, *parts: str) -> str:
+    """Join and normalize: `join("a/b", "../c")` is `a/c`; an absolute or `s3://` part starts anew."""
+    text = str(base)
+    for part in parts:
+        if is_s3(part) or (is_s3(text) and os.path.isabs(part)):  # noqa: PTH117 - a string, maybe a URI
+            text = part
+        elif is_s3(text):
+            bucket, key = bucket_key(text)
+            text = f"s3://{bucket}/" + posixpath.normpath(posixpath.join("/", key, part)).lstrip("/")
+        else:
+            text = os.path.join(text, part)  # noqa: PTH118 - normpath below resolves `..`, Path would keep it
+    return text if is_s3(text) else os.path.normpath(text)
+
+
+def relative(uri: str, start: str) -> str:
+    """The path of `uri` as seen from the folder `start`; whole where they share no root."""
+    if is_s3(uri) != is_s3(start) or (is_s3(uri) and bucket_key(uri)[0] != bucket_key(start)[0]):
+        return uri
+    if is_s3(uri):
+        return posixpath.relpath("/" + bucket_key(uri)[1], "/" + bucket_key(start)[1])
+    return Path(os.path.relpath(uri, start)).as_posix()
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether the file or object is there.
+
+    Raises:
+        StorageError: The store does not say, also when asked again.
+    """
+    return s3.head(str(uri)) is not None if is_s3(uri) else Path(uri).exists()
+
+
+def read_bytes(uri: str | Path, *, sha256: str = "") -> bytes:
+    """Read a whole file or object and check it.
+
+    Args:
+        uri: What to read.
+        sha256: Expected digest; an object is checked against the digest it was stored with in any case.
+
+    Raises:
+        DataError: It is not there.
+        IntegrityError: The digest differs.
+        StorageError: The disk or store does not give it, also when asked again.
+    """
+    data = s3.get(str(uri)) if is_s3(uri) else local.read(Path(uri))
+    if sha256 and (got := hashlib.sha256(data).hexdigest()) != sha256:
+        raise IntegrityError(f"{uri}: sha256 is {got}, want {sha256}; the file is damaged or was replaced.")
+    return data
+
+
+def read_range(uri: str | Path, start: int, length: int) -> bytes:
+    """Bytes `start`..`start + length` of a file or object; fewer where it ends before.
+
+    Raises:
+        DataError: It is not there.
+        StorageError: The disk or store does not give it.
+    """
+    if is_s3(uri):
+        return s3.get(str(uri), (start, length)) if length else b""
+    try:
+        with Path(uri).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    except FileNotFoundError:
+        raise DataError(f"data: no file '{uri}'.") from None
+
+
+def open_stream(uri: str | Path) -> BinaryIO:
+    """A seekable binary stream; an object is fetched part by part as it is read, each part retried on its own.
+
+    Raises:
+        DataError: It is not there.
+    """
+    if not is_s3(uri):
+        try:
+            return Path(uri).open("rb")
+        except FileNotFoundError:
+            raise DataError(f"data: no file '{uri}'.") from None
+    return s3.stream(str(uri))
+
+
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write a file or object whole, replacing what was there.
+
+    Raises:
+        StorageError: The disk is full, the store is down, or writing is forbidden.
+    """
+    if is_s3(uri):
+        s3.put(str(uri), data)
+    else:
+        local.write(Path(uri), data)
+
+
+def put_if_absent(uri: str | Path, data: bytes) -> bool:
+    """Write unless something is there already.
+
+    Returns:
+        Whether this call wrote it. `False` leaves the first writer's bytes untouched. A store that ignores
+        `If-None-Match` may let a second writer replace a commit record; data keys carry their digest, so a
+        record always points at whole, matching bytes either way.
+
+    Raises:
+        StorageError: The disk is full, the store is down, or writing is forbidden.
+    """
+    return s3.put(str(uri), data, if_absent=True) if is_s3(uri) else local.write_if_absent(Path(uri), data)
+
+
+def delete(uri: str | Path) -> None:
+    """Remove a file or object; nothing there is fine, too."""
+    if not is_s3(uri):
+        Path(uri).unlink(missing_ok=True)
+        return
+    s3.delete(str(uri))
+
+
+def list_names(uri: str | Path) -> list[str]:
+    """Sorted names directly below a folder or prefix; empty where there is none."""
+    if not is_s3(uri):
+        folder = Path(uri)
+        return sorted(p.name for p in folder.iterdir() if p.suffix != ".tmp") if folder.is_dir() else []
+    prefix = bucket_key(str(uri).rstrip("/") + "/")[1]
+    # With a delimiter the store sums up each sub-folder in one line, however many objects lie in it.
+    return sorted(name.removeprefix(prefix).rstrip("/") for name, _ in s3.list_keys(str(uri), delimiter="/"))
+
+
+def list_sizes(uri: str | Path) -> dict[str, int]:
+    """Bytes of every file directly below a folder or prefix, by name."""
+    if not is_s3(uri):
+        return {name: Path(uri, name).stat().st_size for name in list_names(uri) if Path(uri, name).is_file()}
+    prefix = bucket_key(str(uri).rstrip("/") + "/")[1]
+    found = s3.list_keys(str(uri), delimiter="/")
+    return {name.removeprefix(prefix): size for name, size in found if not name.endswith("/")}
+
+
+def local_copy(uri: str | Path, *, sha256: str = "") -> Path:
+    """A local path that holds these bytes: the file itself, or a cached download checked against `sha256`."""
+    if not is_s3(uri):
+        path = Path(uri)
+        if not path.exists():
+            raise DataError(f"data: no file '{uri}'.")
+        return path
+    cache = Path(os.environ.get("MOBILECLIP_CACHE", Path(tempfile.gettempdir()) / "mobileclip-cache"))
+    name = sha256 or hashlib.sha256(str(uri).encode()).hexdigest()
+    path = cache / name[:2] / f"{name}-{posixpath.basename(str(uri))}"
+    if not (sha256 and path.exists()):
+        s3.download(str(uri), path, sha256=sha256)
+    return path
+
+
+def local_dir(uri: str | Path) -> Path:
+    """A local folder with all files below a folder or prefix (small ones: models, programs, reports)."""
+    if not is_s3(uri):
+        if not Path(uri).is_dir():
+            raise DataError(f"data: no folder '{uri}'.")
+        return Path(uri)
+    bucket, prefix = bucket_key(str(uri).rstrip("/") + "/")
+    keys = [key for key, _ in s3.list_keys(str(uri))]
+    if not keys:
+        raise DataError(f"data: nothing below '{uri}'.")
+    root = Path(tempfile.mkdtemp(prefix="mobileclip-"))
+    for key in keys:
+        s3.download(f"s3://{bucket}/{key}", root / key.removeprefix(prefix))
+    return root
