@@ -1,199 +1,177 @@
-"""Learning efficiency: the same student with plain CLIP and with reinforcement, several seeds, against samples seen.
+"""Learning efficiency and ablations: one student, plain CLIP against reinforced training, several seeds.
 
-`python -m benchmarks.learning_efficiency --root runs/demo` after `make demo`; every variant sees the same batches and
-views in the same order. Scores are on the artist that no training or validation picture is from. Writes
-`docs/results.json` and the figures in `docs/figures/`.
+    python -m benchmarks.learning_efficiency --root runs/results --params params/results.yaml
+
+needs a finished `calibrate` in the root (`make results` makes it). All variants of a seed start from the same weights
+and see the same pictures and views in the same order. Scores are on the artist that no training or validation picture
+is from. Every finished training is one line of `docs/results.jsonl`, so a stopped study goes on where it was; the
+tables, the figures and `docs/results.md` are made from that file by `benchmarks.results`.
 """
 
 import argparse
 import json
-import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks import results
 from mobileclip import manifest
-from mobileclip.config import Params, Training, read_params
+from mobileclip.config import Params, read_params
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import read_samples
-from mobileclip.evaluation.figures import new_figure, to_png
+from mobileclip.evaluation.retrieval import best_ranks
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.parallel import one_thread, run_all
 from mobileclip.training.contrastive import Reinforcement, train_clip
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-VARIANTS = {
-    "plain CLIP": (False, False),
-    "+ synthetic captions": (True, False),
-    "+ distillation": (False, True),
-    "reinforced": (True, True),
+POINTS = 10
+"""Points of a learning curve."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a training differs in from the params file.
+
+    Attributes:
+        synthetic: Learn from the synthetic captions too.
+        distill_weight: Lambda; below 0 = as in the params file.
+        teachers: Teachers by name; empty = the calibrated ensemble.
+        scale_factor: Multiplies the calibrated logit scales.
+        views: Stored views used; 0 = all.
+        captions: Synthetic captions used; 0 = all.
+    """
+
+    synthetic: bool = True
+    distill_weight: float = -1.0
+    teachers: tuple[str, ...] = ()
+    scale_factor: float = 1.0
+    views: int = 0
+    captions: int = 0
+
+
+MAIN = {
+    results.PLAIN: Variant(synthetic=False, distill_weight=0.0),
+    results.REINFORCED: Variant(),
+    "plain + synthetic captions": Variant(distill_weight=0.0),
+    "distillation, real captions": Variant(synthetic=False),
+}
+ABLATIONS = {
+    "λ = 0.3": Variant(distill_weight=0.3),
+    "λ = 1": Variant(distill_weight=1.0),
+    "teacher `locked` alone": Variant(teachers=("locked",)),
+    "teacher `scratch` alone": Variant(teachers=("scratch",)),
+    "scales × 1/3": Variant(scale_factor=1 / 3),
+    "scales × 3": Variant(scale_factor=3.0),
+    "1 view": Variant(views=1),
+    "2 views": Variant(views=2),
+    "5 views": Variant(views=5),
+    "1 synthetic caption": Variant(captions=1),
+    "2 synthetic captions": Variant(captions=2),
 }
 
 
 def main() -> None:
-    """Train, score, write."""
+    """Train what is not yet in the results file, then write the tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--params", type=Path, default=Path("params/demo.yaml"))
+    parser.add_argument("--root", type=Path, default=Path("runs/results"))
+    parser.add_argument("--params", type=Path, default=Path("params/results.yaml"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="of the main comparison")
+    parser.add_argument("--ablation-seeds", type=int, default=2, help="of the ablations; 0 = none")
     parser.add_argument("--steps", type=int, default=0, help="0: as in the params file")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["plain CLIP", "reinforced"])
-    arguments = parser.parse_args()
-    params = read_params(arguments.params)
-    runs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.variants]
-    tasks = [(run_one, (str(arguments.root), params, name, seed, arguments.steps)) for name, seed in runs]
-    curves = run_all(tasks)
-    rows = [{"variant": name, "seed": seed, "curve": c} for (name, seed), c in zip(runs, curves, strict=True)]
-    summary = summarize(rows, arguments.variants)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "results.json").write_text(json.dumps({"runs": rows, "summary": summary}, indent=1) + "\n")
-    draw(rows, arguments.variants, arguments.out / "figures" / "learning.png")
-    print(table(summary))
+    options = parser.parse_args()
+    params = read_params(options.params)
+    steps = options.steps or params.distill.training.steps
+    dataset = manifest.read(str(options.root / "calibrate")).digest()
+    store = options.out / "results.jsonl"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["variant"], row["seed"]) for row in results.read(store, dataset=dataset, steps=steps)}
+    plan = [(name, seed) for seed in range(options.seeds) for name in list(MAIN)[:2]]
+    plan += [(name, seed) for seed in range(options.seeds) for name in list(MAIN)[2:]]
+    plan += [(name, seed) for seed in range(options.ablation_seeds) for name in ABLATIONS]
+    waiting = [run for run in plan if run not in done]
+    processes = max(1, int(os.environ.get("MOBILECLIP_PROCESSES", "2")))
+    for first in range(0, len(waiting), processes):
+        runs = waiting[first : first + processes]
+        curves = run_all([(run_one, (str(options.root), params, name, seed, steps)) for name, seed in runs])
+        with store.open("a", encoding="utf-8") as file:
+            for (name, seed), curve in zip(runs, curves, strict=True):
+                row = {"variant": name, "seed": seed, "steps": steps, "dataset": dataset, "curve": curve}
+                file.write(json.dumps(row) + "\n")
+    results.write(store, dataset=dataset, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
 
 
-def run_one(root: str, params: Params, variant: str, seed: int, steps: int) -> list[dict[str, float]]:
+def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list[dict[str, float]]:
     """Train one student; its scores on the unseen artist at every point of the learning curve."""
     one_thread()
     os.environ["MOBILECLIP_TRACKING"] = "off"
-    synthetic, distill = VARIANTS[variant]
-    data = f"{root}/calibrate"
+    variant = (MAIN | ABLATIONS)[name]
+    data, config = f"{root}/calibrate", params.distill
     content = manifest.read(data)
-    config = params.distill
-    training = config.training.model_copy(update={"steps": steps or config.training.steps, "checkpoint_every": 0})
-    teachers = tuple(content.teachers()) if distill else ()
+    weight = config.distill_weight if variant.distill_weight < 0 else variant.distill_weight
+    teachers = (variant.teachers or tuple(content.scales)) if weight else ()
     torch.manual_seed(seed)
     clip = zoo.create(config.model)
-    captions = tuple(config.synthetic) if synthetic else ()
-    recipe = Recipe(clip.preprocess, clip.tokenizer, config.caption_field, captions, teachers, seed=seed)
-    scales = tuple(content.scales[name] for name in teachers)
-    score = scorer(clip, data, content)
+    recipe = Recipe(
+        clip.preprocess, clip.tokenizer, config.caption_field, tuple(config.synthetic) if variant.synthetic else (),
+        teachers, seed=seed, use_views=variant.views, use_captions=variant.captions,
+    )  # fmt: skip
+    scales = tuple(content.scales[teacher] * variant.scale_factor for teacher in teachers)
+    training = config.training.model_copy(
+        update={"steps": steps, "checkpoint_every": 0, "log_every": max(1, steps // POINTS)}
+    )
     result = train_clip(
-        clip, PairDataset(data, content, recipe), _curve(training),
-        reinforcement=Reinforcement(config.distill_weight if distill else 0.0, teachers, scales),
-        seed=seed, key={"variant": variant, "seed": seed}, folder=f"{root}/.benchmark", title=variant, validate=score,
+        clip, PairDataset(data, content, recipe), training, reinforcement=Reinforcement(weight, teachers, scales),
+        seed=seed, key={"variant": name, "seed": seed}, folder=f"{root}/.benchmark/{name}", title=f"{name}, {seed}",
+        validate=scorer(clip, data, content),
     )  # fmt: skip
     keys = [key for key in result.history[0] if key.startswith("validation/")]
-    return [{"samples": p["samples"], **{k.removeprefix("validation/"): p[k] for k in keys}} for p in result.history]
+    return [
+        {"samples": p["samples"], **{k.removeprefix("validation/"): round(p[k], 6) for k in keys}}
+        for p in result.history
+    ]
 
 
-def _curve(training: Training) -> Training:
-    return training.model_copy(update={"log_every": max(1, training.steps // 10)})
-
-
-def scorer(clip: zoo.Clip, data: str, content: manifest.Manifest) -> Any:
-    """Recall at 1 and 10 (image to text, text to image, mean) on the test split, per slice of `seen`."""
+def scorer(clip: zoo.Clip, data: str, content: manifest.Manifest) -> Callable[[], dict[str, float]]:
+    """Recall at 1 and 10 (mean of both directions) on the test split, per slice of `seen`."""
     samples = list(read_samples(data, content, "test"))
     size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
     pixels = torch.stack([resize(decode(s.image), size, interpolation) for s in samples])
     texts = [s.captions[0] for s in samples]
-    ids = torch.tensor([sorted(set(texts)).index(text) for text in texts])
+    order = sorted(set(texts))
+    ids = torch.tensor([order.index(text) for text in texts])
     slices = {
         name: torch.tensor([i for i, s in enumerate(samples) if bool(s.metadata["seen"]) is value])
         for name, value in (("seen", True), ("unseen", False))
     }
 
     def score() -> dict[str, float]:
-        image, text = embed_pixels(clip, pixels, batch_size=64), embed_texts(clip, texts, batch_size=64)
+        image = embed_pixels(clip, pixels, batch_size=64).numpy()
+        text = embed_texts(clip, texts, batch_size=64).numpy()
         found = {}
         for name, rows in slices.items():
-            similarity = image[rows] @ text[rows].T
-            same = ids[rows][:, None] == ids[rows][None]
+            same = ids[rows][:, None] == ids[rows][None]  # symmetric: right pairs are the same in both directions
+            pairs = [column.numpy() for column in same.nonzero(as_tuple=True)]
+            ranks = [best_ranks(a[rows], b[rows], *pairs) for a, b in ((image, text), (text, image))]
             for k in (1, 10):
-                recalls = [_recall(similarity, same, k), _recall(similarity.T, same, k)]
-                found[f"{name}/i2t/r{k}"], found[f"{name}/t2i/r{k}"] = recalls
-                found[f"{name}/mean/r{k}"] = sum(recalls) / 2
+                found[f"{name}/r{k}"] = sum(float((rank <= k).mean()) for rank in ranks) / 2
+                found[f"{name}/chance/r{k}"] = _chance(same.sum(dim=1), k)
         return found
 
     return score
 
 
-def _recall(similarity: torch.Tensor, same: torch.Tensor, k: int) -> float:
-    best = torch.where(same, similarity, -torch.inf).amax(dim=1, keepdim=True)
-    return float(((similarity > best).sum(dim=1) < k).float().mean())
-
-
-def summarize(rows: list[dict[str, Any]], variants: list[str]) -> dict[str, Any]:
-    """Per variant and metric mean and 95 % interval over seeds; paired differences to plain; samples to target."""
-    summary: dict[str, Any] = {}
-    for variant in variants:
-        last = [row["curve"][-1] for row in rows if row["variant"] == variant]
-        summary[variant] = {key: _interval([point[key] for point in last]) for key in last[0] if key != "samples"}
-    plain = [row["curve"] for row in rows if row["variant"] == "plain CLIP"]
-    for variant in variants:
-        if variant == "plain CLIP" or not plain:
-            continue
-        other = [row["curve"] for row in rows if row["variant"] == variant]
-        keys = [key for key in other[0][0] if key != "samples"]
-        summary[f"{variant} minus plain"] = {
-            key: _interval([b[-1][key] - a[-1][key] for a, b in zip(plain, other, strict=True)]) for key in keys
-        }
-        summary[f"{variant}: factor of samples saved"] = {
-            key: _saving(_mean_curve(plain, key), _mean_curve(other, key)) for key in keys if key.endswith("mean/r10")
-        }
-    return summary
-
-
-def _interval(values: list[float]) -> dict[str, float]:
-    mean = float(np.mean(values))
-    half = _T95.get(len(values) - 1, 1.96) * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values[1:] else 0
-    return {"mean": round(mean, 5), "low": round(mean - half, 5), "high": round(mean + half, 5)}
-
-
-def _mean_curve(curves: list[list[dict[str, float]]], key: str) -> list[tuple[float, float]]:
-    return [(points[0]["samples"], float(np.mean([p[key] for p in points]))) for points in zip(*curves, strict=True)]
-
-
-def _saving(plain: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
-    """Samples plain training needed in all, over those the other needed to reach plain's last score."""
-    target = plain[-1][1]
-    before = (0.0, 0.0)
-    for samples, value in other:
-        if value >= target:
-            share = (target - before[1]) / max(value - before[1], 1e-9)
-            return round(plain[-1][0] / (before[0] + share * (samples - before[0])), 2)
-        before = (samples, value)
-    return 0.0
-
-
-def draw(rows: list[dict[str, Any]], variants: list[str], target: Path) -> None:
-    """Mean recall at 10 against samples seen, with the range over seeds."""
-    figure, axes = new_figure(width=6.4, height=3.8)
-    for variant in variants:
-        curves = [row["curve"] for row in rows if row["variant"] == variant]
-        x = [point["samples"] for point in curves[0]]
-        y = 100 * np.array([[point["seen/mean/r10"] for point in curve] for curve in curves])
-        line = axes.plot(x, y.mean(axis=0), marker="o", markersize=3, label=variant)[0]
-        axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_xlabel("training samples seen")
-    axes.set_ylabel("recall at 10, artist never seen [%]")
-    axes.legend(frameon=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(to_png(figure))
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown."""
-    keys = ["seen/mean/r1", "seen/mean/r10", "unseen/mean/r1", "unseen/mean/r10"]
-    lines = ["| | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
-    for name, row in summary.items():
-        cells = [_cell(row.get(key)) for key in keys]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.2f}×"
-    return f"{100 * value['mean']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+def _chance(right: torch.Tensor, k: int) -> float:
+    """Recall at k of a random order of as many candidates as there are queries, of which `right` are right."""
+    missed = torch.ones(len(right), dtype=torch.float64)
+    for place in range(min(k, len(right))):
+        missed *= (len(right) - right - place).clamp(min=0) / (len(right) - place)
+    return float(1 - missed.mean())
 
 
 if __name__ == "__main__":

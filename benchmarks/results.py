@@ -1,0 +1,165 @@
+"""Tables and figures of `docs/results.md`, from the trainings recorded in `docs/results.jsonl`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobileclip.config import Params
+from mobileclip.evaluation.figures import new_figure, to_png
+from mobileclip.evaluation.statistics import over_seeds
+
+PLAIN, REINFORCED = "plain CLIP", "reinforced"
+KEYS = {"seen/r1": "seen R@1", "seen/r10": "seen R@10", "unseen/r1": "unseen R@1", "unseen/r10": "unseen R@10"}
+Row = dict[str, Any]
+Point = tuple[float, float]
+
+
+def read(path: Path, *, dataset: str, steps: int) -> list[Row]:
+    """Trainings of one dataset and length, each variant and seed once."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if (row["dataset"], row["steps"]) == (dataset, steps)]
+
+
+def write(path: Path, *, dataset: str, steps: int, params: Params, out: Path, ablations: Sequence[str]) -> None:
+    """Write `results.md` and `figures/learning.png` below `out`."""
+    rows = read(path, dataset=dataset, steps=steps)
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    compared = [name for name in names if name not in ablations]
+    figure = out / "figures" / "learning.png"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_bytes(_draw(rows, compared))
+    parts = [
+        _head(rows, params),
+        "## Learning efficiency\n",
+        _table(rows, compared),
+        "\n![learning curves](figures/learning.png)\n",
+        _differences(rows, compared),
+        "\n## Ablations\n",
+        _ablations(rows, [name for name in names if name in ablations]),
+    ]
+    text = "\n".join(part for part in parts if part) + "\n"
+    (out / "results.md").write_text(text, encoding="utf-8")
+
+
+def curves(rows: Sequence[Row], variant: str, key: str) -> tuple[list[float], np.ndarray, list[int]]:
+    """Samples seen [points], scores [seeds, points] and the seeds of a variant."""
+    own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["seed"])
+    scores = np.array([[point[key] for point in row["curve"]] for row in own])
+    return [point["samples"] for point in own[0]["curve"]], scores, [row["seed"] for row in own]
+
+
+def saving(plain: Sequence[Point], other: Sequence[Point]) -> float:
+    """Samples plain training took to its best score, over those the other took to reach that score.
+
+    Both are mean curves of (samples, score); between points the score is taken as linear from (0, 0) on. The result is
+    0 where the other never gets there.
+    """
+    best = max(plain, key=lambda point: point[1])
+    before: Point = (0.0, 0.0)
+    for samples, score in other:
+        if score >= best[1]:
+            share = (best[1] - before[1]) / max(score - before[1], 1e-12)
+            return best[0] / (before[0] + share * (samples - before[0]))
+        before = (samples, score)
+    return 0.0
+
+
+def _head(rows: Sequence[Row], params: Params) -> str:
+    training = params.distill.training
+    steps = rows[0]["steps"]
+    views, captions = params.reinforce.views.num_views, params.caption.num_captions
+    return f"""# Results
+
+Made by `make results` from [results.jsonl](results.jsonl), one line per training; nothing here is written by hand.
+
+Student `{params.distill.model}`, {steps} steps of {training.batch_size} samples on emoji by four artists
+({views} stored views and {captions} synthetic captions per picture, two teachers trained by the chain itself),
+scored on a **fifth artist whose pictures no training or validation saw**. Recall is the mean of image-to-text
+and text-to-image, in percent, over concepts whose other drawings were in the training (*seen*) or were not
+(*unseen*). Mean and 95 % interval over seeds; all variants of a seed start from the same weights and see the
+same pictures and views in the same order.
+"""
+
+
+def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
+    lines = ["| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS)]
+    for name in names:
+        cells = [_interval(curves(rows, name, key)[1][:, -1]) for key in KEYS]
+        lines.append(f"| {name} | {len(curves(rows, name, 'seen/r1')[2])} | " + " | ".join(cells) + " |")
+    chance = [rows[0]["curve"][-1][key.replace("/", "/chance/")] for key in KEYS]
+    return "\n".join([*lines, "| chance | | " + " | ".join(f"{100 * value:.1f}" for value in chance) + " |"])
+
+
+def _differences(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Paired by seed against plain CLIP, with the factor of samples saved."""
+    if PLAIN not in names:
+        return ""
+    head = [f"{KEYS[key]}, difference" for key in KEYS] + ["samples saved, seen R@10"]
+    lines = ["Against plain CLIP, paired by seed:\n", "| | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for name in names:
+        if name == PLAIN:
+            continue
+        cells = [_interval(_paired(rows, name, key), sign=True) for key in KEYS]
+        mean = {n: _mean_curve(rows, n, "seen/r10") for n in (PLAIN, name)}
+        factor = saving(mean[PLAIN], mean[name])
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {f'{factor:.1f}×' if factor else 'not reached'} |")
+    return "\n".join(lines)
+
+
+def _ablations(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Against the reinforced student of the same seeds."""
+    if not names or REINFORCED not in {row["variant"] for row in rows}:
+        return ""
+    lines = [
+        "Each line changes one thing of the reinforced student; difference to it, paired by seed.\n",
+        "| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS),
+    ]  # fmt: skip
+    for name in names:
+        cells = [_interval(_paired(rows, name, key, base=REINFORCED), sign=True) for key in KEYS]
+        lines.append(f"| {name} | {len(curves(rows, name, 'seen/r1')[2])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _paired(rows: Sequence[Row], name: str, key: str, *, base: str = PLAIN) -> np.ndarray:
+    """Last score of a variant minus the base's, for the seeds both have."""
+    ends = []
+    for variant in (name, base):
+        _, scores, seeds = curves(rows, variant, key)
+        ends.append(dict(zip(seeds, scores[:, -1], strict=True)))
+    return np.array([ends[0][seed] - ends[1][seed] for seed in ends[0] if seed in ends[1]])
+
+
+def _mean_curve(rows: Sequence[Row], name: str, key: str) -> list[Point]:
+    samples, scores, _ = curves(rows, name, key)
+    return list(zip(samples, scores.mean(axis=0).tolist(), strict=True))
+
+
+def _interval(values: np.ndarray, *, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    if len(values) == 0:
+        return ""
+    if len(values) == 1:
+        return format(100 * values[0], form)
+    found = over_seeds([float(value) for value in values])
+    return f"{100 * float(values.mean()):{form}} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def _draw(rows: Sequence[Row], names: Sequence[str]) -> bytes:
+    """Recall at 10 on seen concepts against samples seen, with the range over seeds."""
+    figure, axes = new_figure(width=6.4, height=3.8)
+    for name in names:
+        samples, scores, _ = curves(rows, name, "seen/r10")
+        line = axes.plot(samples, 100 * scores.mean(axis=0), marker="o", markersize=3, label=name)[0]
+        low, high = 100 * scores.min(axis=0), 100 * scores.max(axis=0)
+        axes.fill_between(samples, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(
+        100 * rows[0]["curve"][-1]["seen/chance/r10"], color="gray", linestyle=":", linewidth=1, label="chance"
+    )
+    axes.set_xlabel("training samples seen")
+    axes.set_ylabel("recall at 10, artist never seen [%]")
+    axes.legend(frameon=False)
+    return to_png(figure)
