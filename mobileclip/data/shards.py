@@ -16,6 +16,8 @@ from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard, uids_digest
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# Any webdataset pipeline in this process reads s3:// by the retries and credentials of `mobileclip.storage`.
+webdataset.gopen_schemes["s3"] = lambda url, _mode="rb", _bufsize=8192, **_: storage.open_stream(url)
 
 
 @dataclass(frozen=True)
