@@ -18,7 +18,7 @@ from mobileclip.storage.local import digest_file
 from mobileclip.storage.s3 import bucket_key
 
 __all__ = [
-    "delete", "digest_file", "exists", "is_s3", "join", "list_files", "list_files", "list_names", "list_sizes", "local_copy",
+    "delete", "digest_file", "exists", "is_s3", "join", "list_files", "list_names", "list_sizes", "local_copy",
     "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative", "write_bytes",
 ]  # fmt: skip
 
@@ -173,15 +173,6 @@ def list_sizes(uri: str | Path) -> dict[str, int]:
     prefix = bucket_key(str(uri).rstrip("/") + "/")[1]
     found = s3.list_keys(str(uri), delimiter="/")
     return {name.removeprefix(prefix): size for name, size in found if not name.endswith("/")}
-
-
-def list_files(uri: str | Path) -> list[str]:
-    """Sorted names of all files below a folder or prefix, relative to it; files being written are left out."""
-    if not is_s3(uri):
-        root = Path(uri)
-        return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and p.suffix != ".tmp")
-    prefix = bucket_key(str(uri).rstrip("/") + "/")[1]
-    return sorted(key.removeprefix(prefix) for key, _ in s3.list_keys(str(uri)) if not key.endswith("/"))
 
 
 def local_copy(uri: str | Path, *, sha256: str = "") -> Path:
