@@ -11,7 +11,7 @@ import yaml
 from mobileclip import storage
 from mobileclip.__main__ import main
 from mobileclip.dvc_remote import publish
-from mobileclip.errors import DataError
+from mobileclip.errors import DataError, StorageError
 from tests import s3
 
 FILES = {
@@ -95,7 +95,7 @@ def test_a_killed_publish_shows_no_list(tmp_path):
     md5 = publish(source, remote=str(tmp_path / "whole")).md5
     remote.mkdir()
     (remote / "files").write_text("in the way")
-    with pytest.raises(OSError, match="files"):
+    with pytest.raises(StorageError, match="files"):
         publish(source, remote=str(remote))
     (remote / "files").unlink()
     assert not storage.exists(storage.join(str(remote), "files", "md5", md5[:2], md5[2:]))
