@@ -4,14 +4,20 @@ Results must not depend on the machine. A reduction split over threads rounds di
 one thread; whole units of work (a shard, a model) run side by side instead. `MOBILECLIP_PROCESSES` bounds their number.
 """
 
+import itertools
 import multiprocessing
 import os
+import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from mobileclip.errors import MobileClipError
 
+T = TypeVar("T")
+R = TypeVar("R")
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
@@ -49,35 +55,83 @@ def run_all(tasks: Sequence[Task]) -> list[Any]:
         return [_unwrap(handle.get()) for handle in pending]
 
 
-def run_forked(function: Callable[[int, int], None], units: int) -> None:
+def run_forked(function: Callable[[int, int], T], units: int) -> list[T]:
     """Call `function(part, parts)` in as many forked processes as are worth it for inference over `units`.
 
-    Fork shares loaded models without copying them; it is safe because torch runs one thread and no backward pass.
+    Fork shares loaded models without copying them; it is safe because torch runs one thread and no backward pass. With
+    a GPU there is one process: a device is not shared by forks, and threads prepare its input.
+
+    Returns:
+        What the parts returned, in order.
 
     Raises:
         MobileClipError: A process failed; the sentence is its own.
     """
-    parts = process_count(units)
+    parts = 1 if _has_gpu() else process_count(units)
     if parts == 1:
-        function(0, 1)
-        return
+        return [function(0, 1)]
     context = multiprocessing.get_context("fork")
-    queue: Any = context.SimpleQueue()
-
-    def body(part: int) -> None:
-        queue.put(_guard(function, (part, parts)))
-
-    processes = [context.Process(target=body, args=(part,)) for part in range(parts)]
-    for process in processes:
+    processes, answers = [], []
+    for part in range(parts):
+        answer, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(theirs, function, part, parts))
         process.start()
+        theirs.close()  # else a dead worker's pipe stays open here, or in the next fork, and nobody sees its end
+        processes.append(process)
+        answers.append(answer)
+    results = [_receive(answer) for answer in answers]
     for process in processes:
         process.join()
-    results = [queue.get() for _ in range(parts) if not queue.empty()]
-    for result in results:
-        _unwrap(result)
-    if len(results) < parts:
+    if None in results:
+        failed = [result for result in results if result is not None and result[0] != "done"]
+        for result in failed:
+            _unwrap(result)
         codes = [process.exitcode for process in processes]
         raise MobileClipError(f"parallel: a worker process died (exit codes {codes}).")
+    return [_unwrap(result) for result in results if result is not None]
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int) -> Iterator[R]:
+    """`function` of every item, in order; threads work on the next ones while the caller is busy with one.
+
+    Meant for work that lets go of the interpreter's lock (decoding, resizing, reading). At most 2 * `workers` results
+    wait, so memory is bounded; the number of workers changes nothing but the time.
+
+    Args:
+        function: Called on a thread, or here where `workers` is 0.
+        items: Its arguments.
+        workers: Threads.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    source = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(function, item) for item in itertools.islice(source, 2 * workers))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(source, 1))
+                yield result
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
+def _has_gpu() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available())
+
+
+def _answer(pipe: Any, function: Callable[[int, int], Any], part: int, parts: int) -> None:
+    pipe.send(_guard(function, (part, parts)))
+
+
+def _receive(pipe: Any) -> tuple[str, Any] | None:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 def _guard(function: Callable[..., Any], arguments: tuple[Any, ...] = ()) -> tuple[str, Any]:

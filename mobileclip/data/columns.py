@@ -12,22 +12,24 @@ The spec (all that decides the bytes) is part of the record's name, so a changed
 import hashlib
 import itertools
 import json
-import logging
+import math
+import mmap
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save as save_safetensors
-from tqdm import tqdm
 
 from mobileclip import storage
-from mobileclip.errors import IntegrityError, MobileClipError
+from mobileclip.data.progress import Work, watched
+from mobileclip.errors import DataError, IntegrityError, MobileClipError
 from mobileclip.manifest import Column, ColumnPart, Manifest, Shard, spec_digest
 from mobileclip.parallel import run_forked
-
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -65,7 +67,7 @@ def build_columns(
     group: int = 0,
     num_groups: int = 1,
     title: str = "",
-) -> None:
+) -> Work:
     """Compute and commit what is missing of these columns, shard by shard.
 
     Args:
@@ -76,20 +78,29 @@ def build_columns(
         group: This process's unit of work.
         num_groups: Number of units; unit `g` has every shard whose position is `g` modulo this.
         title: Label of the progress bar.
+
+    Returns:
+        What was done, for `timings.json`.
     """
     mine = [shard for index, shard in enumerate(shards) if index % num_groups == group]
-    label = title or plans[0].name
+    lacking = [shard for shard in mine if any(committed(out, plan, shard) is None for plan in plans)]
 
-    def work(part: int, parts: int) -> None:
-        for shard in tqdm(mine[part::parts], desc=label, unit="shard", position=part, disable=None):
+    def work(part: int, parts: int) -> dict[str, float]:
+        seconds = {}
+        for shard in watched(lacking[part::parts], title or plans[0].name, position=part):
+            start = time.perf_counter()
+            # Asked again at its turn: a rival may have done it since.
             missing = [plan for plan in plans if committed(out, plan, shard) is None]
-            if not missing:
-                continue
-            tensors = compute(shard, [plan.name for plan in missing])
+            tensors = compute(shard, [plan.name for plan in missing]) if missing else {}
             for plan in missing:
                 commit(out, plan, shard, tensors[plan.name])
+            seconds[shard.name] = time.perf_counter() - start
+        return seconds
 
-    run_forked(work, len(mine))
+    start = time.perf_counter()
+    parts = run_forked(work, len(lacking)) if lacking else []
+    seconds = {name: value for part in parts for name, value in part.items()}
+    return Work(time.perf_counter() - start, seconds, sum(shard.samples for shard in lacking))
 
 
 def collect(out: str, plans: Iterable[ColumnPlan], shards: Sequence[Shard], manifest: Manifest) -> Manifest:
@@ -97,15 +108,18 @@ def collect(out: str, plans: Iterable[ColumnPlan], shards: Sequence[Shard], mani
 
     Raises:
         MobileClipError: A shard is not committed yet: the sentence names it.
+        IntegrityError: A committed file is gone or was cut since.
     """
     for plan in plans:
         parts = {}
+        sizes = storage.list_sizes(storage.join(out, plan.name))
         for shard in shards:
             part = committed(out, plan, shard)
             if part is None:
                 raise MobileClipError(
                     f"column '{plan.name}': shard '{shard.name}' is not there yet, run its group before the merge."
                 )
+            _check_size(out, plan, shard, part, sizes)
             parts[shard.name] = part
         manifest = manifest.with_column(
             Column(
@@ -118,10 +132,10 @@ def collect(out: str, plans: Iterable[ColumnPlan], shards: Sequence[Shard], mani
 
 def committed(out: str, plan: ColumnPlan, shard: Shard) -> ColumnPart | None:
     """The part another process or an earlier run has committed, if any."""
-    uri = _record_uri(out, plan, shard)
-    if not storage.exists(uri):
+    try:
+        return _read_record(_record_uri(out, plan, shard))
+    except DataError:
         return None
-    return ColumnPart.model_validate_json(storage.read_bytes(uri))
 
 
 def commit(out: str, plan: ColumnPlan, shard: Shard, tensors: Tensors) -> ColumnPart:
@@ -138,11 +152,14 @@ def commit(out: str, plan: ColumnPlan, shard: Shard, tensors: Tensors) -> Column
     part = ColumnPart(path=path, bytes=len(data), sha256=sha256, samples=shard.samples)
     uri = _record_uri(out, plan, shard)
     storage.put_if_absent(uri, (json.dumps(part.model_dump(), sort_keys=True) + "\n").encode())
-    return ColumnPart.model_validate_json(storage.read_bytes(uri))
+    return _read_record(uri)
 
 
 class ColumnReader:
     """Rows of one column of one shard, memory-mapped: only the rows asked for are read.
+
+    On S3 the whole file is fetched once (`mobileclip.storage.local_copy`), then read in the same way. The bytes are
+    mapped here rather than by safetensors, whose slices cost ten times a row's own copy; it checks the file first.
 
     Raises:
         IntegrityError: The file belongs to another shard or column.
@@ -154,8 +171,8 @@ class ColumnReader:
         if part is None:
             raise IntegrityError(f"column '{column.name}': has no rows for shard '{shard.name}'.")
         self._path = storage.local_copy(storage.join(folder, part.path), sha256=part.sha256)
-        self._handle: Any = None
-        metadata = json.loads((self._open().metadata() or {}).get("header", "{}"))
+        self._tensors: Tensors | None = None
+        metadata = self._check()
         if metadata.get("uids_sha256") != shard.uids_sha256:
             raise IntegrityError(
                 f"column '{column.name}': '{self._path.name}' has rows of uids {metadata.get('uids_sha256', '')[:12]}, "
@@ -164,31 +181,58 @@ class ColumnReader:
 
     def keys(self) -> list[str]:
         """Names of the tensors."""
-        return list(self._open().keys())
+        return list(self._names)
 
     def all(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
-        return self._open().get_tensor(name)  # type: ignore[no-any-return]
+        """A whole tensor, as it lies in the file: do not write to it."""
+        if self._tensors is None:  # mapped on first use, so that loader processes do not share a handle
+            self._tensors = _map_tensors(self._path)
+        return self._tensors[name]
 
     def row(self, name: str, index: int) -> torch.Tensor:
         """One row of a tensor."""
-        return self._open().get_slice(name)[index]  # type: ignore[no-any-return]
+        return self.all(name)[index]
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows start..stop of a tensor."""
-        return self._open().get_slice(name)[start:stop]  # type: ignore[no-any-return]
+        return self.all(name)[start:stop]
 
-    def _open(self) -> Any:
-        if self._handle is None:
-            try:
-                self._handle = safe_open(str(self._path), framework="pt")
-            except Exception as error:  # noqa: BLE001 - safetensors raises its own SafetensorError
-                raise IntegrityError(f"column file '{self._path.name}' is damaged: {error}.") from None
-        return self._handle
+    def _check(self) -> dict[str, str]:
+        """Let safetensors check the whole layout of the file; our header in it."""
+        try:
+            with safe_open(str(self._path), framework="pt") as file:
+                self._names = tuple(file.keys())
+                header: dict[str, str] = json.loads((file.metadata() or {}).get("header", "{}"))
+        except Exception as error:  # noqa: BLE001 - safetensors raises its own SafetensorError
+            raise IntegrityError(f"column file '{self._path.name}' is damaged: {error}.") from None
+        return header
 
     def __getstate__(self) -> dict[str, Any]:
-        """A reader travels to a worker without its handle."""
-        return {**self.__dict__, "_handle": None}
+        """A reader travels to a worker without its memory map."""
+        return {**self.__dict__, "_tensors": None}
+
+
+_DTYPES = {
+    "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
+}  # fmt: skip
+
+
+def _map_tensors(path: Path) -> Tensors:
+    """Tensors over the mapped bytes of a safetensors file that was checked: u64 header length, JSON header, data."""
+    with path.open("rb") as file:
+        # A private copy-on-write map: torch wants to be allowed to write, the file never changes.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        count, offset = math.prod(shape), start + entry["data_offsets"][0]
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.view(shape)
+    return tensors
 
 
 def pack_texts(texts: Sequence[Sequence[str]]) -> Tensors:
@@ -214,6 +258,23 @@ def read_captions(folder: str, column: Column, shard: Shard) -> list[list[str]]:
     """All captions of a caption column for one shard, in the shard's order."""
     reader = ColumnReader(folder, column, shard)
     return [unpack_texts(reader, index) for index in range(shard.samples)]
+
+
+def _check_size(out: str, plan: ColumnPlan, shard: Shard, part: ColumnPart, sizes: Mapping[str, int]) -> None:
+    size = sizes.get(part.path.rpartition("/")[2])
+    if size != part.bytes:
+        state = "is missing" if size is None else f"has {size} bytes, its record promises {part.bytes}"
+        raise IntegrityError(
+            f"column '{plan.name}': '{storage.join(out, part.path)}' {state}; "
+            f"delete it and its record '{_record_uri(out, plan, shard)}' and run again."
+        )
+
+
+def _read_record(uri: str) -> ColumnPart:
+    try:
+        return ColumnPart.model_validate_json(storage.read_bytes(uri))
+    except ValidationError:
+        raise IntegrityError(f"{uri}: is no commit record, the file is damaged; delete it and run again.") from None
 
 
 def _record_uri(out: str, plan: ColumnPlan, shard: Shard) -> str:

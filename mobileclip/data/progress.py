@@ -1,0 +1,77 @@
+"""How far a run is and how fast it went: a bar on a terminal, a log line per shard elsewhere, `timings.json` after."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from mobileclip import storage
+from mobileclip.manifest import Shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a stage did.
+
+    Attributes:
+        seconds: From the first shard to the last.
+        shards: Seconds by name of each shard that had something missing; with several processes they overlap.
+        samples: Samples of those shards.
+    """
+
+    seconds: float
+    shards: dict[str, float]
+    samples: int
+
+    @property
+    def rate(self) -> float:
+        """Samples per second; 0 where there was nothing to do."""
+        return self.samples / self.seconds if self.samples and self.seconds else 0.0
+
+
+def watched(shards: Sequence[Shard], label: str, *, position: int = 0) -> Iterator[Shard]:
+    """Go through shards, saying after each how many samples are done, samples per second and the time left.
+
+    Args:
+        shards: Those that have something missing.
+        label: What is being made.
+        position: Line of the bar where several processes have one.
+    """
+    total, done, start = sum(shard.samples for shard in shards), 0, time.perf_counter()
+    with tqdm(total=total, desc=label, unit="sample", position=position, disable=None) as bar:
+        for shard in shards:
+            bar.set_postfix_str(shard.name)
+            yield shard
+            done += shard.samples
+            bar.update(shard.samples)
+            rate = done / max(time.perf_counter() - start, 1e-9)
+            left = tqdm.format_interval((total - done) / max(rate, 1e-9))
+            logger.info("%s: %s, %d of %d samples, %.1f a second, %s left", label, shard.name, done, total, rate, left)
+
+
+def write_timings(out: str, work: Work, *, group: int = 0, num_groups: int = 1, **more: Any) -> Mapping[str, Any]:
+    """Write `timings.json` (`timings-00003.json` for one group of several), which no lineage record looks at.
+
+    Args:
+        out: The stage's output folder or URI.
+        work: What was done.
+        group: This process's unit of work.
+        num_groups: Number of units.
+        more: Further entries.
+    """
+    name = f"timings-{group:05d}.json" if num_groups > 1 else "timings.json"
+    times = {
+        "seconds": round(work.seconds, 3),
+        "samples": work.samples,
+        "samples_per_second": round(work.rate, 3),
+        "shards": {shard: round(seconds, 3) for shard, seconds in sorted(work.shards.items())},
+        **more,
+    }
+    storage.write_bytes(storage.join(out, name), (json.dumps(times, indent=1, sort_keys=True) + "\n").encode())
+    return times
