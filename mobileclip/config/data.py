@@ -152,7 +152,11 @@ class Reinforce(Section):
     dtype: Dtype = "float16"
     """Storage type of embeddings; int8 has one scale per vector."""
     batch_size: PositiveInt = 64
-    """Views per forward pass."""
+    """Views, or texts, per forward pass at most; halved where memory does not suffice."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the teachers; bfloat16 (autocast) is for GPUs."""
+    workers: NonNegativeInt = 2
+    """Threads that decode and augment ahead of the teachers; they change no result."""
     splits: list[Split] = ["train"]
     """Splits to reinforce."""
     seed: NonNegativeInt = 0
