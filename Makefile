@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 ROOT ?= runs/demo
 
-.PHONY: help setup system demo test lint format bench images compile ui clean
+.PHONY: help setup system demo test lint format bench images results compile ui clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,11 @@ format: setup  ## Format the code
 
 bench: setup  ## Print the benchmark tables
 	OMP_NUM_THREADS=1 $(RUN) python -m benchmarks
+
+results: setup  ## Train the study of docs/results.md: an hour or more
+	$(RUN) python -m examples.emoji --out data/raw/emoji
+	$(RUN) mobileclip run --params params/results.yaml --root runs/results --source data/raw/emoji --towers data/raw/emoji/towers --to calibrate
+	$(RUN) python -m benchmarks.learning_efficiency --root runs/results --params params/results.yaml
 
 compile: setup  ## Compile the Kubeflow pipelines to build/pipelines
 	$(RUN) python -m pipelines.compile --out build/pipelines

@@ -157,7 +157,7 @@ def scorer(clip: zoo.Clip, data: str, content: manifest.Manifest) -> Callable[[]
         for name, rows in slices.items():
             same = ids[rows][:, None] == ids[rows][None]  # symmetric: right pairs are the same in both directions
             pairs = [column.numpy() for column in same.nonzero(as_tuple=True)]
-            ranks = [best_ranks(a[rows], b[rows], *pairs) for a, b in ((image, text), (text, image))]
+            ranks = [best_ranks(a[rows.numpy()], b[rows.numpy()], *pairs) for a, b in ((image, text), (text, image))]
             for k in (1, 10):
                 found[f"{name}/r{k}"] = sum(float((rank <= k).mean()) for rank in ranks) / 2
                 found[f"{name}/chance/r{k}"] = _chance(same.sum(dim=1), k)
@@ -168,7 +168,7 @@ def scorer(clip: zoo.Clip, data: str, content: manifest.Manifest) -> Callable[[]
 
 def _chance(right: torch.Tensor, k: int) -> float:
     """Recall at k of a random order of as many candidates as there are queries, of which `right` are right."""
-    missed = torch.ones(len(right), dtype=torch.float64)
+    right, missed = right.double(), torch.ones(len(right), dtype=torch.float64)
     for place in range(min(k, len(right))):
         missed *= (len(right) - right - place).clamp(min=0) / (len(right) - place)
     return float(1 - missed.mean())

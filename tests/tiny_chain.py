@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from mobileclip.config import Params
+from mobileclip.config import Params, Teacher
 
 Values = dict[str, Any]
 
@@ -19,7 +19,7 @@ def params() -> Values:
     for training in ("finetune_captioner.pretrain", "finetune_captioner.finetune", "distill.training"):
         stage, key = training.split(".")
         _shorten(values[stage][key])
-    teacher = {"name": "teacher", "model": "tiny-mci", "image_weights": "", "text_weights": "", "lock": False}
+    teacher = Teacher(name="teacher", model="tiny-mci").model_dump(mode="json")
     values["train_teacher"]["teachers"] = [
         {**teacher, "training": json.loads(json.dumps(values["distill"]["training"]))}
     ]

@@ -1,0 +1,79 @@
+"""The study on a tiny dataset: what it records, what it repeats, and what its tables say."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import learning_efficiency, results
+from mobileclip.config import Calibrate
+from mobileclip.report import LogTracker
+from mobileclip.stages import calibrate
+from tests.tiny_chain import params, write_params
+
+
+@pytest.fixture(scope="module")
+def study(tiny_reinforced, tmp_path_factory):
+    """Two seeds of the four main variants, two steps each; the command with which they ran."""
+    root = tmp_path_factory.mktemp("study")
+    config = Calibrate(scales=[10.0, 50.0], batch_size=8, batches=1)
+    calibrate.run(config, out=str(root / "calibrate"), tracker=LogTracker(), data=tiny_reinforced)
+    write_params(root / "params.yaml", params())
+    flags = {"--root": root, "--params": root / "params.yaml", "--out": root / "docs", "--seeds": 2}
+    command = ["study", "--ablation-seeds", "0", *(str(word) for pair in flags.items() for word in pair)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", command)
+        learning_efficiency.main()
+    return root, command
+
+
+def test_every_training_is_a_line(study):
+    rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
+    assert {(row["variant"], row["seed"]) for row in rows} == {(n, s) for n in learning_efficiency.MAIN for s in (0, 1)}
+    assert all(point["samples"] in {8, 16} for row in rows for point in row["curve"])
+    assert all(0 <= value <= 1 for row in rows for key, value in row["curve"][-1].items() if key != "samples")
+
+
+def test_a_second_time_nothing_is_trained(study, monkeypatch):
+    root, command = study
+    before = (root / "docs" / "results.jsonl").read_bytes(), (root / "docs" / "results.md").read_bytes()
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr(learning_efficiency, "train_clip", lambda *_, **__: pytest.fail("trained again"))
+    learning_efficiency.main()
+    assert ((root / "docs" / "results.jsonl").read_bytes(), (root / "docs" / "results.md").read_bytes()) == before
+
+
+def test_the_page_has_a_row_for_each_variant_and_the_figure(study):
+    text = (study[0] / "docs" / "results.md").read_text()
+    assert all(f"| {name} | 2 |" in text for name in learning_efficiency.MAIN)
+    assert "| chance |" in text
+    assert (study[0] / "docs" / "figures" / "learning.png").read_bytes().startswith(b"\x89PNG")
+
+
+@given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_chance_is_the_recall_of_random_orders(count, k, seed):
+    rng = np.random.default_rng(seed)
+    right = rng.integers(1, count + 1, size=4)
+    # Of the C(n, k) equally likely sets of first k candidates, those without a right one miss.
+    shown = min(k, count)
+    missed = [math.comb(count - int(r), shown) / math.comb(count, shown) for r in right]
+    padded = torch.tensor([int(right[i % 4]) for i in range(count)])
+    wanted = 1 - np.mean([missed[i % 4] for i in range(count)])
+    assert learning_efficiency._chance(padded, k) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        ([(100, 0.2), (200, 0.4)], 1.0),  # reaches plain's best where plain does
+        ([(100, 0.4), (200, 0.5)], 2.0),  # with half the samples
+        ([(100, 0.8), (200, 0.9)], 4.0),  # half way to its first point
+        ([(100, 0.1), (200, 0.3)], 0.0),  # never
+    ],
+)
+def test_samples_saved(other, wanted):
+    assert results.saving([(100, 0.3), (200, 0.4)], other) == pytest.approx(wanted)
