@@ -37,16 +37,30 @@ class Training(Section):
     """Samples per step, over all processes."""
     optimizer: Optimizer = Optimizer()
     """Step size and its schedule."""
+    accumulate: PositiveInt = 1
+    """Parts in which a process works through its rows; more need less memory and one more forward pass."""
     ema_decay: Share = 0.0
-    """Decay of the running mean of the weights that is saved; 0 = save the last weights."""
+    """Decay of the running mean of the weights that is saved; 0 = save the weights themselves."""
+    keep_weights: Literal["last", "best"] = "last"
+    """Weights that are saved: the last, or those of the point with the best validation score."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast type of the forward pass; float16 needs a GPU."""
+    """Autocast type of the towers; the loss is always computed in float32. float16 scales the gradients."""
+    global_batch_norm: bool = True
+    """Batch normalization over the rows of all processes; off = each process its own. One process: no difference."""
+    grad_checkpointing: bool = False
+    """Keep fewer activations and compute them again in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile: faster after a start of minutes, rounds differently."""
     workers: NonNegativeInt = 2
     """Loader processes; 0 = load in the training process. Does not change any result."""
     log_every: PositiveInt = 50
     """Steps between two points of the learning curve."""
     checkpoint_every: NonNegativeInt = 1000
-    """Steps between two checkpoints; 0 = none."""
+    """Steps between two checkpoints; 0 = none. They are removed when the stage is complete."""
+    keep_checkpoints: PositiveInt = 1
+    """Newest checkpoints that are kept while the training runs."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto = go on from the newest whole checkpoint of the same run; never = start anew."""
 
 
 class Teacher(Section):
@@ -117,8 +131,28 @@ class Distill(Section):
     """open_clip weights tag to start from; empty = from scratch."""
     distill_weight: Share = 1.0
     """Lambda: share of the distillation loss; the CLIP loss has the rest."""
+    affinity: Literal["softmax", "sigmoid"] = "softmax"
+    """Loss of both terms: softmax over the batch (CLIP), or sigmoid of every pair (SigLIP; adds a logit bias)."""
+    divergence: Literal["kl", "cross_entropy"] = "kl"
+    """Distillation: mean KL per teacher, or cross-entropy of the averaged probabilities; the gradients are equal."""
+    teacher_biases: list[float] = []
+    """Per teacher, bias of its scaled cosines in sigmoid distillation; empty = -10 for each."""
+    feature_weight: NonNegativeFloat = 0.0
+    """Weight of the distance of projected student features from the teachers' own; 0 = not computed."""
+    feature_distance: Literal["cosine", "mse"] = "cosine"
+    """Distance of features: 1 - cosine, or squared Euclidean."""
     synthetic: list[Name] = ["coca"]
     """Caption columns used beside the ground truth; empty = ground truth alone."""
+    caption_use: Literal["sum", "mix"] = "sum"
+    """sum = a loss for the ground truth plus one for a synthetic caption; mix = one of both, half the text cost."""
+    synthetic_share: Share = 0.5
+    """Probability of the synthetic caption where captions are mixed."""
+    choice: Literal["random", "sequential"] = "random"
+    """Which view and captions of a sample an epoch takes: drawn from the seed, or one after the other."""
+    extra_augment_ops: Annotated[int, Field(ge=0, le=2)] = 0
+    """RandAugment operations on the student's side alone, after the stored view."""
+    extra_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of these operations (bin of RandAugment's table, 0-30)."""
     caption_field: Name = "captions"
     """Ground-truth caption field."""
     teachers: list[Name] = []

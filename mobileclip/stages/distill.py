@@ -8,17 +8,13 @@ from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
-from mobileclip.parallel import run_all
 from mobileclip.report import Tracker
-from mobileclip.training.contrastive import (
-    Reinforcement,
-    log_history,
-    retrieval_validation,
-    train_clip,
-    write_history,
-    write_timings,
-)
+from mobileclip.training import checkpoint
+from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
+from mobileclip.training.curves import log_history, write_history, write_timings
 from mobileclip.training.loop import Result
+from mobileclip.training.validation import retrieval_validation
+from mobileclip.training.world import join, train_models
 
 
 def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
@@ -41,24 +37,37 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, 
     for name in teachers:
         if name not in content.teachers():
             raise ConfigError(f"distill.teachers: got '{name}', the dataset has {content.teachers()}.")
-    if config.distill_weight > 0 and not teachers:
-        raise ConfigError("distill.distill_weight: got a value above 0, but the dataset has no teacher embeddings.")
-    used = teachers if config.distill_weight > 0 else ()
-    runs = {"student": (Reinforcement(config.distill_weight, used, _scales(content, used)), tuple(config.synthetic))}
+    wanted = next((key for key in ("distill_weight", "feature_weight") if getattr(config, key) > 0), "")
+    if wanted and not teachers:
+        raise ConfigError(f"distill.{wanted}: got a value above 0, but the dataset has no teacher embeddings.")
+    used = teachers if wanted else ()
+    if config.teacher_biases and len(config.teacher_biases) != len(used):
+        raise ConfigError(f"distill.teacher_biases: got {len(config.teacher_biases)}, want one for each of {used}.")
+    runs = {"student": (_reinforcement(config, content, used), tuple(config.synthetic))}
     if config.control:
-        runs["control"] = (Reinforcement(), ())
+        runs["control"] = (Reinforcement(affinity=config.affinity), ())
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
-    outcomes = run_all([(_train, (config, name, *what, data, out)) for name, what in runs.items()])
+    outcomes = train_models([(_train, (config, name, *what, data, out)) for name, what in runs.items()])
     for name, result in zip(runs, outcomes, strict=True):
         results[name] = result
         log_history(tracker, result)
         last = results[name].history[-1]
         metrics |= {f"{name}/{k}": v for k, v in last.items() if k == "loss" or k.startswith("validation/")}
-    write_history(out, list(results.values()))
-    count = config.training.steps * config.training.batch_size
-    write_timings(out, results, dict.fromkeys(results, count))
+    if join().main:
+        write_history(out, list(results.values()))
+        count = config.training.steps * config.training.batch_size
+        write_timings(out, results, dict.fromkeys(results, count))
+        for name in runs:
+            checkpoint.remove(checkpoints(storage.join(out, name)))
     return metrics
+
+
+def _reinforcement(config: Distill, content: Manifest, teachers: tuple[str, ...]) -> Reinforcement:
+    return Reinforcement(
+        config.distill_weight, teachers, _scales(content, teachers), config.divergence, config.affinity,
+        tuple(config.teacher_biases), config.feature_weight, config.feature_distance,
+    )  # fmt: skip
 
 
 def _train(
@@ -76,6 +85,8 @@ def _train(
     recipe = Recipe(
         clip.preprocess, clip.tokenizer, config.caption_field, synthetic, reinforcement.teachers,
         views="stored" if content.has("views") else "whole", selection=config.selection, seed=config.seed,
+        mix=config.synthetic_share if config.caption_use == "mix" else -1.0, sequential=config.choice == "sequential",
+        extra_augment=(config.extra_augment_ops, config.extra_augment_magnitude),
     )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
     result = train_clip(
@@ -93,7 +104,8 @@ def _train(
         "distill_weight": reinforcement.distill_weight,
         "synthetic": list(synthetic),
     }
-    zoo.save(storage.join(out, name), clip, license=_license(content, reinforcement, synthetic), card=card)
+    if join().main:
+        zoo.save(storage.join(out, name), clip, license=_license(content, reinforcement, synthetic), card=card)
     return result
 
 

@@ -22,9 +22,12 @@ from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, write_captions
 from mobileclip.report import Tracker
+from mobileclip.training import checkpoint
 from mobileclip.training.captioning import caption_validation, train_captioner
-from mobileclip.training.contrastive import log_history, write_history, write_timings
+from mobileclip.training.contrastive import checkpoints
+from mobileclip.training.curves import log_history, write_history, write_timings
 from mobileclip.training.loop import Result
+from mobileclip.training.world import join
 
 # A caption speaks of the whole picture: crops stay nearly whole (open_clip trains CoCa with the same scale), no
 # RandAugment, which would change the colors that captions name.
@@ -75,14 +78,18 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
         log_history(tracker, results[phase.name])
         last = results[phase.name].history[-1]
         metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
-        if held_out:
+        if held_out and join().main:
             scores, shown[phase.name] = _score(clip, held_out, config)
             metrics |= {f"{phase.name}/validation/{name}": value for name, value in scores.items()}
+    if not join().main:
+        return metrics
     zoo.save(out, clip, license=license_, card=_card(config, content))
     samples = [_sample_row(sample, config, shown, place) for place, sample in enumerate(held_out[:_SHOWN])]
     storage.write_bytes(storage.join(out, "samples.json"), (json.dumps(samples, indent=1) + "\n").encode())
     write_history(out, list(results.values()))
     write_timings(out, results, {p.name: p.training.steps * p.training.batch_size for p in _phases(config)})
+    for phase in _phases(config):
+        checkpoint.remove(checkpoints(storage.join(out, phase.name)))
     return metrics
 
 

@@ -16,18 +16,14 @@ from mobileclip.data.shards import read_samples
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
-from mobileclip.parallel import run_all
 from mobileclip.report import Tracker
-from mobileclip.training.contrastive import (
-    Reinforcement,
-    log_history,
-    retrieval_validation,
-    train_clip,
-    train_heads,
-    write_history,
-    write_timings,
-)
+from mobileclip.training import checkpoint
+from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
+from mobileclip.training.curves import log_history, write_history, write_timings
+from mobileclip.training.locked import train_heads
 from mobileclip.training.loop import Result
+from mobileclip.training.validation import retrieval_validation
+from mobileclip.training.world import join, train_models
 
 # Milder than the reinforced views: a teacher learns from whole objects.
 _VIEWS = Views(num_views=1, scale_min=0.6, rand_augment_ops=1, rand_augment_magnitude=6)
@@ -46,16 +42,19 @@ def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: 
     Returns:
         Per teacher: last loss, and recall on the validation split where there is one.
     """
-    outcomes = run_all([(_train_one, (config, teacher, out, data, towers)) for teacher in config.teachers])
+    outcomes = train_models([(_train_one, (config, teacher, out, data, towers)) for teacher in config.teachers])
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
     for teacher, (result, scores) in zip(config.teachers, outcomes, strict=True):
         results[teacher.name] = result
         metrics |= scores
         log_history(tracker, result)
-    write_history(out, list(results.values()))
-    samples = {t.name: t.training.steps * t.training.batch_size for t in config.teachers}
-    write_timings(out, results, samples)
+    if join().main:
+        write_history(out, list(results.values()))
+        samples = {t.name: t.training.steps * t.training.batch_size for t in config.teachers}
+        write_timings(out, results, samples)
+        for teacher in config.teachers:
+            checkpoint.remove(checkpoints(storage.join(out, teacher.name)))
     return metrics
 
 
@@ -68,6 +67,8 @@ def _train_one(
     clip = _create(teacher, towers)
     train_one = _train_locked if teacher.lock else _train_whole
     result = train_one(teacher, clip, config, data, content, out)
+    if not join().main:
+        return result, {}
     card = {"stage": "train_teacher", "model": teacher.model, "dataset": content.digest(), "teacher": teacher.name}
     zoo.save(storage.join(out, teacher.name), clip, license=_license(content), card=card)
     scores = {f"{teacher.name}/loss": result.history[-1]["loss"]}
