@@ -7,20 +7,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mobileclip.config import Views
-from mobileclip.data.augment import apply_view, draw_views
+from mobileclip.data.augment import OPS, apply_operation, apply_view, draw_views, magnitude
 from mobileclip.data.columns import ColumnReader, unpack_texts
-from mobileclip.data.images import decode, resize
+from mobileclip.data.images import decode, resize, to_tensor
+from mobileclip.data.order import Place, Steps, place_batch
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models.zoo import Preprocess
 
+__all__ = ["Item", "PairDataset", "Recipe", "TeacherInput", "batches", "collate_teachers", "place_batch"]
+
 Item = dict[str, torch.Tensor]
-Place = tuple[int, int]
-"""(epoch, position in the split)."""
+
+_TOKENIZED = 100_000
+"""Texts whose tokens a dataset keeps."""
+_MANY = 2**31
+_KINDS = {"text": "text", "synthetic_text": "synthetic"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,12 @@ class Recipe:
         selection: Leave out what the filter dropped.
         seed: Seed of the draws.
         more_fields: Further fields whose captions join the draw; not with teachers, whose embeddings are of one field.
+        mix: Probability with which a synthetic caption takes the ground truth's place; below 0 = both are given.
+        sequential: Views and captions of a sample follow each other by epoch, from a drawn one on; else drawn anew.
+        extra_augment: RandAugment operations after the view and their strength bin, for the student alone.
+        online: Teachers that run in the step: their inputs are prepared from the same view and captions.
+        use_views: The first n stored views are used; 0 = all.
+        use_captions: The first n synthetic captions of each captioner are used; 0 = all.
     """
 
     preprocess: Preprocess
@@ -48,13 +61,29 @@ class Recipe:
     selection: bool = True
     seed: int = 0
     more_fields: tuple[str, ...] = ()
+    mix: float = -1.0
+    sequential: bool = False
+    extra_augment: tuple[int, int] = (0, 0)
+    online: tuple["TeacherInput", ...] = ()
+    use_views: int = 0
+    use_captions: int = 0
+
+
+@dataclass(frozen=True)
+class TeacherInput:
+    """What a teacher reads that runs in the step: its name, preprocessing and tokenizer."""
+
+    name: str
+    preprocess: Preprocess
+    tokenizer: Callable[[Sequence[str]], torch.Tensor]
 
 
 class PairDataset(Dataset[Item]):
     """Image-text pairs of some splits, with all that reinforcement added.
 
     An item has `image` uint8 [3, size, size], `text` int64 [context] and, as the recipe says, `synthetic_text`,
-    `teacher_image.NAME`, `teacher_text.NAME`, `teacher_synthetic.NAME` float32 [dim].
+    `teacher_image.NAME`, `teacher_text.NAME`, `teacher_synthetic.NAME` float32 [dim]; for teachers that run in the
+    step `online_image.NAME` uint8 and `online_text.NAME`, `online_synthetic.NAME` int64.
     """
 
     def __init__(self, folder: str, manifest: Manifest, recipe: Recipe, *, splits: Sequence[str] = ("train",)) -> None:
@@ -64,6 +93,7 @@ class PairDataset(Dataset[Item]):
             DataError: A column is missing, or no sample is left.
         """
         self._recipe = recipe
+        self._tokens: dict[str, torch.Tensor] = {}
         self._shards = manifest.split(*splits)
         if not self._shards:
             raise DataError(f"data: no shard of split {', '.join(splits)} in '{folder}'.")
@@ -86,54 +116,129 @@ class PairDataset(Dataset[Item]):
         shard, row = self._places[position]
         sample = self._readers[shard].sample(row)
         rng = _generator(self._recipe.seed, epoch, sample.uid)
+        draw = _Draw(_generator(self._recipe.seed, -1, sample.uid), epoch) if self._recipe.sequential else _Draw(rng)
         image = decode(sample.image)
-        item: Item = {}
         captions = _captions(sample.metadata, self._recipe)
-        view = int(rng.integers(2**31))
-        choice = int(rng.integers(len(captions)))
-        item["image"], view_row = self._image(image, sample.uid, epoch, shard, row, view)
-        texts = [captions[choice]]
+        view, place_of_view = self._view(image, sample.uid, epoch, shard, row, draw.one(_MANY))
+        index = draw.one(len(captions))
+        texts = {"text": ("captions", index, captions[index])}
         if self._recipe.synthetic:
-            name = self._recipe.synthetic[int(rng.integers(len(self._recipe.synthetic)))]
-            synthetic = unpack_texts(self._columns[name][shard], row)
-            index = int(rng.integers(len(synthetic)))
-            texts.append(synthetic[index])
+            texts["synthetic_text"] = self._synthetic(shard, row, draw)
+        if self._recipe.synthetic and self._recipe.mix >= 0:
+            texts = {"text": texts["synthetic_text" if rng.random() < self._recipe.mix else "text"]}
+        item: Item = {"image": _extra(_show(image, view, self._recipe.preprocess), self._recipe.extra_augment, rng)}
+        for name, (column, index, text) in texts.items():
+            item[name] = self._tokenize(text)
+            kind = _KINDS[name]
+            for teacher in self._recipe.teachers:
+                reader = self._columns[f"{teacher}.{column}"][shard]
+                item[f"teacher_{kind}.{teacher}"] = _embedding(reader, row, index)
+            for own in self._recipe.online:
+                item[f"online_{kind}.{own.name}"] = own.tokenizer([text])[0]
         for teacher in self._recipe.teachers:
-            item[f"teacher_image.{teacher}"] = _embedding(self._columns[f"{teacher}.views"][shard], row, view_row)
-            item[f"teacher_text.{teacher}"] = _embedding(self._columns[f"{teacher}.captions"][shard], row, choice)
-            if self._recipe.synthetic:
-                item[f"teacher_synthetic.{teacher}"] = _embedding(self._columns[f"{teacher}.{name}"][shard], row, index)
-        tokens = self._recipe.tokenizer(texts)
-        item["text"] = tokens[0]
-        if self._recipe.synthetic:
-            item["synthetic_text"] = tokens[1]
+            item[f"teacher_image.{teacher}"] = _embedding(self._columns[f"{teacher}.views"][shard], row, place_of_view)
+        for own in self._recipe.online:
+            item[f"online_image.{own.name}"] = _show(image, view, own.preprocess)
         return item
 
-    def _image(self, image: Any, uid: str, epoch: int, shard: int, row: int, draw: int) -> tuple[torch.Tensor, int]:
-        pre, views = self._recipe.preprocess, self._recipe.views
+    def _synthetic(self, shard: int, row: int, draw: "_Draw") -> tuple[str, int, str]:
+        """Column, index and text of one synthetic caption of one captioner."""
+        names = self._recipe.synthetic
+        place = draw.nested(len(names), lambda place: len(self._captions_of(names[place], shard, row)))
+        name = names[place[0]]
+        return name, *self._captions_of(name, shard, row)[place[1]]
+
+    def _captions_of(self, name: str, shard: int, row: int) -> list[tuple[int, str]]:
+        """Place and text of the captions that the captioner's check did not flag; all where it flagged all."""
+        column = self._columns[name][shard]
+        captions = list(enumerate(unpack_texts(column, row)))[: self._recipe.use_captions or None]
+        flags = column.row("degenerate", row).tolist() if "degenerate" in column.keys() else []
+        return [pair for pair in captions if flags and not flags[pair[0]]] or captions
+
+    def _tokenize(self, text: str) -> torch.Tensor:
+        """Tokens of a text; the latest are kept, as a small dataset's captions come back every epoch."""
+        found = self._tokens.get(text)
+        if found is None:
+            found = self._recipe.tokenizer([text])[0]
+            if len(self._tokens) >= _TOKENIZED:
+                self._tokens.pop(next(iter(self._tokens)))
+            self._tokens[text] = found
+        return found
+
+    def _view(self, image: Any, uid: str, epoch: int, shard: int, row: int, draw: int) -> tuple[np.ndarray | None, int]:
+        """The view to show (`None` = the whole picture) and its place among the stored ones."""
+        views = self._recipe.views
         if views == "whole":
-            return resize(image, pre.size, pre.interpolation), 0
+            return None, 0
         if isinstance(views, Views):
             one = views.model_copy(update={"num_views": 1})
             seed = self._recipe.seed * 1_000_003 + epoch
-            rows = draw_views(one, uid=uid, seed=seed, width=image.width, height=image.height)
-            return apply_view(image, rows[0], size=pre.size, interpolation=pre.interpolation), 0
-        stored = self._columns["views"][shard].row("views", row).numpy()
-        index = draw % len(stored)
-        return apply_view(image, stored[index], size=pre.size, interpolation=pre.interpolation), index
+            return draw_views(one, uid=uid, seed=seed, width=image.width, height=image.height)[0], 0
+        stored = self._columns["views"][shard].row("views", row).numpy()[: self._recipe.use_views or None]
+        return stored[draw % len(stored)], draw % len(stored)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Chooses one of several: at random, or in turn by `epoch` from a drawn one on."""
+
+    rng: np.random.Generator
+    epoch: int = -1
+
+    def one(self, count: int) -> int:
+        """0 to `count` - 1."""
+        if self.epoch < 0:
+            return int(self.rng.integers(count))
+        return (int(self.rng.integers(_MANY)) + self.epoch) % count
+
+    def nested(self, groups: int, size: Callable[[int], int]) -> tuple[int, int]:
+        """A group, and one of its members; in turn, all members of all groups come by."""
+        if self.epoch < 0:
+            group = self.one(groups)
+            return group, self.one(size(group))
+        turn = self.one(_MANY)
+        return turn % groups, turn // groups % size(turn % groups)
+
+
+def _show(image: Any, view: np.ndarray | None, preprocess: Preprocess) -> torch.Tensor:
+    """uint8 [3, size, size] as a model with this preprocessing reads it."""
+    if view is None:
+        return resize(image, preprocess.size, preprocess.interpolation)
+    return apply_view(image, view, size=preprocess.size, interpolation=preprocess.interpolation)
+
+
+def _extra(pixels: torch.Tensor, augment: tuple[int, int], rng: np.random.Generator) -> torch.Tensor:
+    """More RandAugment operations on what the student sees; the teachers' embeddings are of the view without them."""
+    operations, strength = augment
+    if not operations:
+        return pixels
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    for _ in range(operations):
+        op = OPS[int(rng.integers(len(OPS)))]
+        sign = 1 if rng.integers(2) else -1
+        image = apply_operation(image, op, magnitude(op, sign * strength, image.width))
+    return to_tensor(image)
 
 
 def batches(
-    dataset: PairDataset, *, batch_size: int, first_step: int, last_step: int, seed: int, workers: int
+    dataset: PairDataset,
+    *,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    seed: int,
+    workers: int,
+    rows: slice = slice(None),
 ) -> Iterator[Item]:
-    """Batches of steps `first_step`..`last_step` - 1.
+    """Batches of steps `first_step`..`last_step` - 1, of each the given rows (all, or one process's share).
 
     The order is a function of (seed, number of samples): epochs are permutations laid end to end and cut into batches,
-    so a run that starts at step s sees exactly what an unbroken run sees from there. Workers change nothing.
+    so a run that starts at step s sees exactly what an unbroken run sees from there. Neither workers nor processes
+    change what a batch holds.
     """
     loader: DataLoader[Item] = DataLoader(
         dataset,
-        batch_sampler=_Steps(len(dataset), batch_size, first_step, last_step, seed),  # type: ignore[arg-type]
+        batch_sampler=Steps(len(dataset), batch_size, first_step, last_step, seed, rows),  # type: ignore[arg-type]
         num_workers=workers,
         # Its own generator: else opening a loader would move torch's, and a resumed run would draw other dropout masks.
         generator=torch.Generator().manual_seed(seed),
@@ -141,43 +246,6 @@ def batches(
         worker_init_fn=_one_thread if workers else None,
     )
     return iter(loader)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The places of steps `first`..`last` - 1, planned as they come: a long run has billions."""
-
-    samples: int
-    batch_size: int
-    first: int
-    last: int
-    seed: int
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        return (place_batch(self.samples, self.batch_size, step, self.seed) for step in range(self.first, self.last))
-
-
-def place_batch(samples: int, batch_size: int, step: int, seed: int) -> list[Place]:
-    """(epoch, position) of every sample of one step."""
-    places: list[Place] = []
-    start = step * batch_size
-    while len(places) < batch_size:
-        epoch, offset = divmod(start + len(places), samples)
-        order = _permutation(samples, epoch, seed)
-        places += [(epoch, int(p)) for p in order[offset : offset + batch_size - len(places)]]
-    return places
-
-
-_PERMUTATIONS: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _permutation(samples: int, epoch: int, seed: int) -> np.ndarray:
-    key = (samples, epoch, seed)
-    if key not in _PERMUTATIONS:
-        if len(_PERMUTATIONS) > 4:
-            _PERMUTATIONS.clear()
-        _PERMUTATIONS[key] = np.random.default_rng([seed, epoch]).permutation(samples)
-    return _PERMUTATIONS[key]
 
 
 def _one_thread(_: int) -> None:

@@ -6,22 +6,22 @@ are causal, so what is left out changes nothing.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mobileclip import storage
 from mobileclip.config import Training
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import DataError
-from mobileclip.manifest import Manifest, spec_digest
+from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip, image_tensor
-from mobileclip.training.contrastive import batch_source
-from mobileclip.training.loop import Batch, Result, train
+from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
+from mobileclip.training.loop import Batch, Objective, Result, train
 from mobileclip.training.losses import clip_loss
+from mobileclip.training.objective import Features, Losses
+from mobileclip.training.world import World, join
 
 
 def train_captioner(
@@ -51,36 +51,55 @@ def train_captioner(
         title: Name of the run.
         validate: Scores at every point of the curve.
     """
-    loss = partial(coca_loss, clip, caption_weight=caption_weight, contrastive_weight=contrastive_weight)
-    digest = spec_digest({**key, "training": config.model_dump(mode="json"), "title": title})
+    world = join()
+    objective = coca_objective(
+        clip, world, total=config.batch_size, caption_weight=caption_weight, contrastive_weight=contrastive_weight
+    )
+    if config.grad_checkpointing:
+        set_grad_checkpointing(clip.model)
     return train(
-        clip.model, loss, batch_source(dataset, config, seed), config, key=digest,
-        folder=storage.join(folder, "checkpoint"), title=title, validate=validate,
+        clip.model, objective, batch_source(dataset, config, seed, world), config,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate,
     )  # fmt: skip
 
 
-def coca_loss(clip: Clip, batch: Batch, *, caption_weight: float, contrastive_weight: float) -> dict[str, Tensor]:
-    """Losses of one batch.
+def coca_objective(
+    clip: Clip, world: World, *, total: int, caption_weight: float, contrastive_weight: float
+) -> Objective:
+    """The captioner's loss in two halves.
 
     Args:
         clip: A CoCa.
-        batch: `image` uint8 [batch, 3, size, size], `text` int64 [batch, context].
+        world: The processes that share a batch.
+        total: Rows of the whole batch.
         caption_weight: Weight of the captioning loss.
-        contrastive_weight: Weight of the contrastive loss.
+        contrastive_weight: Weight of the contrastive loss; at 0 it is not computed.
 
     Returns:
-        `loss` (weighted sum), `caption` (cross-entropy per token in nats, padding ignored), `contrastive`.
+        Of batches with `image` uint8 [batch, 3, size, size] and `text` int64 [batch, context]; its losses are `loss`
+        (weighted sum), `caption` (cross-entropy per token in nats, padding ignored), `contrastive`.
     """
     model: Any = clip.model
-    image_features, image_tokens = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
-    text_features, text_tokens = model._encode_text(batch["text"])  # noqa: SLF001
-    summed, count = caption_loss(model, image_tokens, text_tokens, batch["text"])
-    caption = summed / count
-    losses = {"loss": caption_weight * caption, "caption": caption}
-    if contrastive_weight:
-        losses["contrastive"] = clip_loss(image_features, text_features, model.logit_scale.exp())
-        losses["loss"] = losses["loss"] + contrastive_weight * losses["contrastive"]
-    return losses
+
+    def encode(batch: Batch) -> Features:
+        image_features, image_tokens = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
+        text_features, text_tokens = model._encode_text(batch["text"])  # noqa: SLF001
+        summed, _ = caption_loss(model, image_tokens, text_tokens, batch["text"])
+        found = {"caption": summed.reshape(1)}  # one row per part of the batch
+        return found | ({"image": image_features, "text": text_features} if contrastive_weight else {})
+
+    def criterion(features: Features, batch: Batch) -> Losses:
+        words = (batch["text"][:, 1:] != model.pad_id).sum()
+        caption = features["caption"].sum() / world.sum(words)
+        losses = {"loss": caption_weight * caption, "caption": caption}
+        if contrastive_weight:
+            image, text = (world.gather(features[name], total) for name in ("image", "text"))
+            rows = None if world.size == 1 else world.rows(total)
+            losses["contrastive"] = clip_loss(image, text, model.logit_scale.exp(), rows=rows)
+            losses["loss"] = losses["loss"] + contrastive_weight * losses["contrastive"]
+        return losses
+
+    return Objective(encode, criterion)
 
 
 def caption_loss(model: Any, image_tokens: Tensor, text_tokens: Tensor, text: Tensor) -> tuple[Tensor, int]:
@@ -125,7 +144,8 @@ def caption_validation(
     def score() -> dict[str, float]:
         model: Any = clip.model
         total, count = 0.0, 0
-        for image, text in zip(pixels, texts, strict=True):
+        device = next(model.parameters()).device
+        for image, text in ((i.to(device), t.to(device)) for i, t in zip(pixels, texts, strict=True)):
             image_tokens = model._encode_image(image_tensor(image, clip.preprocess))[1]  # noqa: SLF001
             text_tokens = model._encode_text(text)[1]  # noqa: SLF001
             summed, tokens = caption_loss(model, image_tokens, text_tokens, text)

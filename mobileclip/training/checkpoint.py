@@ -1,88 +1,234 @@
-"""Checkpoints: weights, running mean, optimizer and random state as safetensors, whole or not at all."""
+"""Checkpoints: weights, running mean, optimizer and random state as safetensors, whole or not at all.
 
+A run's folder holds `step-NNNNNNNNN/` per checkpoint with
+
+- `model.safetensors`: parameters and buffers, and `mean.safetensors`: their running mean, where there is one,
+- `optimizer.safetensors`: moments, and the random state of every process,
+- `state.json`: step, position in the data, learning curve, and the digests of the others; written last, so a folder
+  without it is no checkpoint,
+
+and `best-NNNNNNNNN/` with the weights that scored best so far. Nothing is ever unpickled.
+"""
+
+import contextlib
+import hashlib
 import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from mobileclip import storage
-from mobileclip.errors import IntegrityError
+from mobileclip.errors import DataError, IntegrityError
 
-FILE = "checkpoint.safetensors"
+logger = logging.getLogger(__name__)
+
+STATE, MODEL, MEAN, OPTIMIZER = "state.json", "model.safetensors", "mean.safetensors", "optimizer.safetensors"
+_VERSION = 2
+
+
+@dataclass
+class Snapshot:
+    """A run between two steps.
+
+    Attributes:
+        step: Steps done.
+        samples: Samples seen: the position in the endless order of the data.
+        history: Points of the learning curve so far.
+        mean: Running mean of the weights; empty = none.
+        scaler: State of the gradient scaler; empty = none.
+        random: uint8 [processes, n]: torch's CPU generator of every process.
+        cuda_random: The same of their CUDA generators; empty = none.
+    """
+
+    step: int = 0
+    samples: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    random: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.uint8))
+    cuda_random: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.uint8))
 
 
 def save(
     folder: str,
+    snapshot: Snapshot,
     *,
     key: str,
-    step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    mean: dict[str, torch.Tensor],
-    history: list[dict[str, Any]],
+    keep: int = 1,
+    best: int = 0,
 ) -> None:
-    """Write the state after `step` steps.
+    """Write a checkpoint, then remove those it replaces.
 
     Args:
-        folder: Folder or URI.
-        key: Digest of everything that decides the run; another run never resumes from this file.
-        step: Steps done.
+        folder: Folder or URI of the run.
+        snapshot: Where the run is.
+        key: Digest of everything that decides the run; another run never resumes from this.
         model: Its parameters and buffers are saved.
         optimizer: AdamW.
-        mean: Running mean of the weights; empty = none.
-        history: Points of the learning curve so far.
+        keep: Newest checkpoints that stay.
+        best: Step of the best weights, which stay; other best ones go.
     """
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"mean/{name}": value for name, value in mean.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors["random"] = torch.get_rng_state()
-    header = {"header": json.dumps({"key": key, "step": step, "history": history})}
-    data = save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata=header)
-    storage.write_bytes(storage.join(folder, FILE), data)
+    state = {
+        f"optimizer/{index}/{name}": torch.as_tensor(value)
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+    state |= {"random": snapshot.random, "cuda_random": snapshot.cuda_random}
+    files = {MODEL: _bytes(model.state_dict()), OPTIMIZER: _bytes(state)}
+    if snapshot.mean:
+        files[MEAN] = _bytes(snapshot.mean)
+    target = storage.join(folder, _name("step", snapshot.step))
+    for name, data in files.items():
+        storage.write_bytes(storage.join(target, name), data)
+    header = {
+        "version": _VERSION, "key": key, "step": snapshot.step, "samples": snapshot.samples,
+        "processes": len(snapshot.random), "history": snapshot.history, "scaler": snapshot.scaler,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }  # fmt: skip
+    storage.write_bytes(storage.join(target, STATE), (json.dumps(header, sort_keys=True) + "\n").encode())
+    for old in _steps(folder, "step")[:-keep]:
+        _remove_step(storage.join(folder, _name("step", old)))
+    for old in _steps(folder, "best"):
+        if old != best:
+            _remove_step(storage.join(folder, _name("best", old)))
 
 
-def load(
-    folder: str, *, key: str, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Restore a run in place.
-
-    Returns:
-        (steps done, running mean, history); (0, {}, []) where there is no checkpoint of this run.
+def find(folder: str, *, key: str) -> int:
+    """Step of the newest whole checkpoint of this run; 0 where there is none.
 
     Raises:
-        IntegrityError: The file is damaged.
+        IntegrityError: All checkpoints of the run are damaged: starting anew is the user's decision.
     """
-    uri = storage.join(folder, FILE)
-    if not storage.exists(uri):
-        return 0, {}, []
-    data = storage.read_bytes(uri)
-    try:
-        tensors = load_safetensors(data)
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["header"])
-    except Exception as error:  # noqa: BLE001 - safetensors raises its own SafetensorError
-        raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
-    if header["key"] != key:
-        return 0, {}, []
-    model.load_state_dict(_part(tensors, "model/"))
+    damage: IntegrityError | None = None
+    for step in reversed(_steps(folder, "step")):
+        try:
+            header = _header(folder, step)
+            if not header or header["key"] != key:
+                continue
+            for name, sha256 in header["sha256"].items():
+                _read(folder, step, name, sha256)
+        except IntegrityError as error:
+            logger.warning("training: %s", error)
+            damage = damage or error
+        else:
+            return step
+    if damage:
+        raise damage
+    return 0
+
+
+def load(folder: str, step: int, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+    """Restore model and optimizer in place.
+
+    Args:
+        folder: Folder or URI of the run.
+        step: What `find` gave.
+        model: The run's.
+        optimizer: The run's.
+
+    Raises:
+        IntegrityError: A file is damaged.
+    """
+    header = _header(folder, step)
+    digests = header["sha256"]
+    model.load_state_dict(load_safetensors(_read(folder, step, MODEL, digests[MODEL])))
+    tensors = load_safetensors(_read(folder, step, OPTIMIZER, digests[OPTIMIZER]))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in _part(tensors, "optimizer/").items():
-        index, _, field = name.partition("/")
-        state.setdefault(int(index), {})[field] = _laid_out(value, parameters[int(index)])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, kind = name.split("/", 2)
+            state.setdefault(int(index), {})[kind] = _laid_out(value, parameters[int(index)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random"])
-    return int(header["step"]), _part(tensors, "mean/"), header["history"]
+    mean = load_safetensors(_read(folder, step, MEAN, digests[MEAN])) if MEAN in digests else {}
+    return Snapshot(
+        step, int(header["samples"]), header["history"], mean, header["scaler"], tensors["random"],
+        tensors["cuda_random"],
+    )  # fmt: skip
 
 
-def _laid_out(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def save_best(folder: str, step: int, weights: Mapping[str, Tensor]) -> None:
+    """Keep the weights after `step` as the best so far."""
+    storage.write_bytes(storage.join(folder, _name("best", step), MODEL), _bytes(weights))
+
+
+def load_best(folder: str, step: int) -> dict[str, Tensor]:
+    """The weights that `save_best` kept.
+
+    Raises:
+        IntegrityError: They are gone or damaged.
+    """
+    uri = storage.join(folder, _name("best", step), MODEL)
+    try:
+        return load_safetensors(storage.read_bytes(uri))
+    except (DataError, SafetensorError) as error:
+        raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
+
+
+def remove(folder: str) -> None:
+    """Remove all checkpoints of a finished run."""
+    for name in storage.list_names(folder):
+        _remove_step(storage.join(folder, name))
+    if not storage.is_s3(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            Path(folder).parent.rmdir()  # where nothing else was written
+
+
+def _remove_step(folder: str) -> None:
+    storage.delete(storage.join(folder, STATE))  # from here on it is no checkpoint
+    for name in storage.list_names(folder):
+        storage.delete(storage.join(folder, name))
+    if not storage.is_s3(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _header(folder: str, step: int) -> dict[str, Any]:
+    uri = storage.join(folder, _name("step", step), STATE)
+    if not storage.exists(uri):
+        return {}
+    try:
+        header = json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
+    if not isinstance(header, dict) or header.get("version") != _VERSION:
+        return {}
+    return header
+
+
+def _read(folder: str, step: int, name: str, sha256: str) -> bytes:
+    uri = storage.join(folder, _name("step", step), name)
+    try:
+        return storage.read_bytes(uri, sha256=sha256)
+    except (DataError, IntegrityError):
+        raise IntegrityError(f"checkpoint '{uri}' is damaged: it is not what was written.") from None
+
+
+def _steps(folder: str, kind: str) -> list[int]:
+    prefix = f"{kind}-"
+    names = [name.removeprefix(prefix) for name in storage.list_names(folder) if name.startswith(prefix)]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _name(kind: str, step: int) -> str:
+    return f"{kind}-{step:09d}"
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return save_safetensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     """The value in its parameter's memory layout: the fused optimizer walks through both as they lie."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

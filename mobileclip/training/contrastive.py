@@ -1,22 +1,29 @@
 """Training image and text towers on a prepared or reinforced dataset: what train_teacher and distill share."""
 
-import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobileclip import storage
 from mobileclip.config import Training
-from mobileclip.data.loader import PairDataset, Recipe, batches, collate_teachers
-from mobileclip.manifest import Manifest, spec_digest
+from mobileclip.data.loader import PairDataset, batches, collate_teachers
+from mobileclip.manifest import spec_digest
 from mobileclip.models.zoo import Clip, image_tensor
-from mobileclip.report import Tracker
-from mobileclip.training.loop import Batch, Result, train
-from mobileclip.training.losses import clip_loss, reinforced_loss
+from mobileclip.training.loop import Batch, Objective, Result, train
+from mobileclip.training.losses import Divergence, feature_loss, reinforced_loss, teacher_agreement
+from mobileclip.training.objective import Features, Losses
+from mobileclip.training.world import World, join
+
+_TEXTS = ("text", "synthetic_text")
+_KINDS = {"text": "text", "synthetic_text": "synthetic"}
+# What SigLIP starts from (arXiv 2303.15343, section 3.2).
+_SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10.0), -10.0
+# Keys of `Training` that change no result: a run goes on under other ones.
+_FREE = {"workers", "checkpoint_every", "keep_checkpoints", "resume"}
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,25 @@ class Reinforcement:
         distill_weight: Lambda.
         teachers: Names in the ensemble's order; empty = plain CLIP.
         logit_scales: Per teacher, 1 / temperature.
+        divergence: `kl` or `cross_entropy`: values differ, gradients do not.
+        affinity: `softmax` (CLIP) or `sigmoid` (SigLIP): which loss both terms are.
+        logit_biases: Per teacher, for sigmoid affinities; empty = SigLIP's -10 for each.
+        feature_weight: Weight of the distance of projected features from the teachers' own; 0 = not computed.
+        feature_distance: `cosine` or `mse`.
     """
 
     distill_weight: float = 0.0
     teachers: tuple[str, ...] = ()
     logit_scales: tuple[float, ...] = ()
+    divergence: Divergence = "kl"
+    affinity: Literal["softmax", "sigmoid"] = "softmax"
+    logit_biases: tuple[float, ...] = ()
+    feature_weight: float = 0.0
+    feature_distance: Literal["cosine", "mse"] = "cosine"
+
+
+TeacherFeatures = Callable[[Batch], Batch]
+"""A batch to its `teacher_image.NAME`, `teacher_text.NAME`, ...: teachers that run in the step instead of before it."""
 
 
 def train_clip(
@@ -45,6 +66,7 @@ def train_clip(
     folder: str,
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
+    online: TeacherFeatures | None = None,
 ) -> Result:
     """Train a CLIP model in place with the reinforced loss (plain CLIP where lambda is 0).
 
@@ -58,155 +80,188 @@ def train_clip(
         folder: Checkpoint folder.
         title: Name of the run.
         validate: Scores at every point of the curve.
+        online: Runs the teachers in every step, see `mobileclip.training.online`; `None` = stored embeddings.
     """
+    world = join()
     model = clip.model.to(memory_format=torch.channels_last)  # twice as fast on CPU for depthwise convolutions
-    loss = partial(_loss, clip, reinforcement)
-    source = batch_source(dataset, config, seed)
-    digest = spec_digest({**key, "training": config.model_dump(mode="json"), "title": title})
+    if reinforcement.affinity == "sigmoid":
+        add_logit_bias(clip)
+    trained: nn.Module = model
+    if reinforcement.feature_weight:
+        trained = Projected(model, clip.embed_dim, _teacher_dims(dataset, reinforcement.teachers))
+    objective = clip_objective(clip, reinforcement, config, world, trained=trained, online=online)
+    if config.grad_checkpointing:
+        set_grad_checkpointing(model)
     return train(
-        model, loss, source, config, key=digest, folder=storage.join(folder, "checkpoint"),
-        title=title, validate=validate,
+        trained, objective, batch_source(dataset, config, seed, world), config,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate,
     )  # fmt: skip
 
 
-def batch_source(dataset: PairDataset, config: Training, seed: int) -> Callable[[int, int], Iterator[Batch]]:
-    """The loader of a run as a function of its first and last step."""
+def checkpoints(folder: str) -> str:
+    """Where a run that writes into `folder` keeps its checkpoints."""
+    return storage.join(folder, "checkpoint")
+
+
+def run_key(key: Mapping[str, Any], config: Training, title: str) -> str:
+    """Digest of all that decides a run."""
+    return spec_digest({**key, "training": config.model_dump(mode="json", exclude=_FREE), "title": title})
+
+
+def set_grad_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass, in every tower that can."""
+    model.set_grad_checkpointing(True)
+
+
+def batch_source(
+    dataset: PairDataset, config: Training, seed: int, world: World
+) -> Callable[[int, int], Iterator[Batch]]:
+    """The loader of a run as a function of its first and last step: this process's rows of every batch."""
 
     def source(first: int, last: int) -> Iterator[Batch]:
         return batches(
-            dataset, batch_size=config.batch_size, first_step=first, last_step=last, seed=seed, workers=config.workers
-        )
+            dataset, batch_size=config.batch_size, first_step=first, last_step=last, seed=seed, workers=config.workers,
+            rows=world.rows(config.batch_size),
+        )  # fmt: skip
 
     return source
 
 
-def _loss(clip: Clip, reinforcement: Reinforcement, batch: Batch) -> dict[str, Tensor]:
-    model: Any = clip.model
-    images = image_tensor(batch["image"], clip.preprocess).contiguous(memory_format=torch.channels_last)
-    tokens = [batch[name] for name in ("text", "synthetic_text") if name in batch]
-    image_features = model.encode_image(images, normalize=True)
-    # One pass of the text tower for both kinds of captions.
-    text_features = model.encode_text(torch.cat(tokens), normalize=True).chunk(len(tokens))
-    scale = model.logit_scale.exp()
-    names = reinforcement.teachers
-    kinds = ("text", "synthetic")[: len(tokens)]
-    return reinforced_loss(
-        image_features,
-        text_features,
-        scale,
-        distill_weight=reinforcement.distill_weight,
-        teacher_image_features=collate_teachers(batch, "image", names),
-        teacher_texts=[collate_teachers(batch, kind, names) for kind in kinds],
-        teacher_logit_scales=reinforcement.logit_scales,
-    )
-
-
-def retrieval_validation(
-    clip: Clip, folder: str, manifest: Manifest, *, caption_field: str, limit: int = 1000, batch_size: int = 128
-) -> Callable[[], dict[str, float]] | None:
-    """A function that scores image-to-text retrieval on the validation split; `None` where the split is empty.
-
-    Returns:
-        Recall at 1 and 10 over at most `limit` pairs (share 0-1; equal captions all count as right).
-    """
-    if not manifest.split("validation"):
-        return None
-    recipe = Recipe(clip.preprocess, clip.tokenizer, caption_field, views="whole", selection=False)
-    dataset = PairDataset(folder, manifest, recipe, splits=("validation",))
-    items = [dataset[0, index] for index in range(min(limit, len(dataset)))]
-    pixels = torch.stack([item["image"] for item in items])
-    tokens = torch.stack([item["text"] for item in items])
-
-    def score() -> dict[str, float]:
-        image = torch.cat(
-            [clip.encode_image(image_tensor(p, clip.preprocess)) for p in torch.split(pixels, batch_size)]
-        )
-        model: Any = clip.model
-        text = torch.cat([model.encode_text(t, normalize=True).float() for t in torch.split(tokens, batch_size)])
-        scores = image @ text.T
-        right = (tokens[:, None] == tokens[None]).all(dim=2)
-        best = torch.where(right, scores, -torch.inf).amax(dim=1, keepdim=True)
-        rank = (scores > best).sum(dim=1)
-        return {"i2t/r1": float((rank < 1).float().mean()), "i2t/r10": float((rank < 10).float().mean())}
-
-    return score
-
-
-def train_heads(
-    clip: Clip, image: Tensor, text: Tensor, owners: Tensor, config: Training, *, seed: int, key: Mapping[str, Any],
-    folder: str, title: str,
-) -> Result:  # fmt: skip
-    """Locked tuning on cached features: train the projections and the logit scale alone.
+def clip_objective(
+    clip: Clip,
+    reinforcement: Reinforcement,
+    config: Training,
+    world: World,
+    *,
+    trained: nn.Module,
+    online: TeacherFeatures | None = None,
+) -> Objective:
+    """The reinforced loss in two halves.
 
     Args:
-        clip: A model whose towers end in projections: timm image tower with `timm_proj`, Hugging Face text tower with
-            `hf_proj_type`.
-        image: Pooled trunk features float32 [images, width].
-        text: Pooled trunk features float32 [texts, width].
-        owners: int64 [texts]: the image each text belongs to.
-        config: Length and step size.
-        seed: Seed of order and draws.
-        key: All that decides the result.
-        folder: Checkpoint folder.
-        title: Name of the run.
+        clip: The student.
+        reinforcement: The loss.
+        config: Its batch size is that of the whole batch, over all processes.
+        world: The processes.
+        trained: The student's model, or `Projected` around it.
+        online: See `train_clip`.
     """
-    heads = LockedHeads(clip)
-    starts = torch.searchsorted(owners, torch.arange(len(image) + 1))
+    model: Any = clip.model
+    encode_image, encode_text = model.encode_image, model.encode_text
+    if config.compile:
+        encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
+    total = config.batch_size
 
-    def source(first: int, last: int) -> Iterator[Batch]:
-        for step in range(first, last):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows = torch.randperm(len(image), generator=generator)[: config.batch_size]
-            counts = starts[rows + 1] - starts[rows]
-            draws = (torch.rand(len(rows), generator=generator) * counts).long()
-            yield {"image": image[rows], "text": text[starts[rows] + draws]}
+    def encode(batch: Batch) -> Features:
+        images = image_tensor(batch["image"], clip.preprocess).contiguous(memory_format=torch.channels_last)
+        names = [name for name in _TEXTS if name in batch]
+        image = encode_image(images, normalize=True)
+        # One pass of the text tower for both kinds of captions.
+        texts = encode_text(torch.cat([batch[name] for name in names]), normalize=True).chunk(len(names))
+        return {"image": image, **dict(zip(names, texts, strict=True))}
 
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        image_features, text_features = heads(batch["image"], batch["text"])
-        return {"loss": clip_loss(image_features, text_features, heads.logit_scale.exp())}
+    def criterion(features: Features, batch: Batch) -> Losses:
+        if online is not None:
+            batch = batch | online(batch)
+        names = [name for name in _TEXTS if name in features]
+        image, *texts = _gather(world, [features["image"], *(features[name] for name in names)], total)
+        wanted = reinforcement.distill_weight > 0
+        teachers = _teachers(world, batch, reinforcement, names, total) if wanted else [[]]
+        losses = reinforced_loss(
+            image,
+            texts,
+            model.logit_scale.exp(),
+            distill_weight=reinforcement.distill_weight,
+            teacher_image_features=teachers[0],
+            teacher_texts=teachers[1:],
+            teacher_logit_scales=reinforcement.logit_scales,
+            divergence=reinforcement.divergence,
+            logit_bias=model.logit_bias if reinforcement.affinity == "sigmoid" else None,
+            teacher_logit_biases=_biases(reinforcement),
+            rows=None if world.size == 1 else world.rows(total),
+        )
+        if isinstance(trained, Projected):
+            losses["feature"] = trained.distance(features, batch, reinforcement, total)
+            losses["loss"] = losses["loss"] + reinforcement.feature_weight * losses["feature"]
+        return losses
 
-    digest = spec_digest({**key, "training": config.model_dump(mode="json"), "title": title})
-    return train(heads, loss, source, config, key=digest, folder=storage.join(folder, "checkpoint"), title=title)
+    def measure(features: Features, batch: Batch) -> dict[str, float]:
+        if online is not None:
+            batch = batch | online(batch)
+        teachers = _teachers(world, batch, reinforcement, ["text"], total)
+        image, text = _gather(world, [features["image"], features["text"]], total)
+        share = teacher_agreement(
+            image, text, teacher_image_features=teachers[0], teacher_text_features=teachers[1],
+            teacher_logit_scales=reinforcement.logit_scales,
+        )  # fmt: skip
+        return {"teacher_agreement": share}
+
+    return Objective(encode, criterion, measure if reinforcement.teachers else None)
 
 
-class LockedHeads(torch.nn.Module):
-    """The trainable rest of a CLIP model whose two trunks are frozen."""
+def add_logit_bias(clip: Clip) -> None:
+    """Give a model SigLIP's bias, and a scale to go with it, where it has none; its configuration says so."""
+    model: Any = clip.model
+    if getattr(model, "logit_bias", None) is None:
+        model.logit_bias = nn.Parameter(torch.tensor(_SIGMOID_BIAS))
+        with torch.no_grad():
+            model.logit_scale.fill_(_SIGMOID_SCALE)
+        clip.config |= {"init_logit_bias": _SIGMOID_BIAS, "init_logit_scale": _SIGMOID_SCALE}
 
-    def __init__(self, clip: Clip) -> None:
-        """Share the projections and the logit scale with `clip`'s model."""
+
+class Projected(nn.Module):
+    """A student with a linear map of its embeddings to each teacher's width; the maps are thrown away in the end."""
+
+    def __init__(self, model: nn.Module, width: int, teachers: Mapping[str, int]) -> None:
+        """Wrap `model`, whose embeddings are `width` wide, for teachers by name and width."""
         super().__init__()
-        model: Any = clip.model
-        self.image_head = model.visual.head
-        self.text_head = model.text.proj
-        self.logit_scale = model.logit_scale
+        self.student = model
+        self.maps = nn.ModuleDict({_key(name): nn.Linear(width, wide, bias=False) for name, wide in teachers.items()})
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Trunk features to unit-norm embeddings."""
-        normalize = torch.nn.functional.normalize
-        return normalize(self.image_head(image), dim=-1), normalize(self.text_head(text), dim=-1)
+    @property
+    def logit_scale(self) -> Tensor:  # type: ignore[override]
+        """The student's."""
+        return self.student.logit_scale  # type: ignore[return-value]
 
-
-def log_history(tracker: Tracker, result: Result) -> None:
-    """Send a learning curve to the tracker, point by point."""
-    for point in result.history:
-        numbers = {k: v for k, v in point.items() if isinstance(v, float)}
-        tracker.log_metrics({f"{point['model']}/{k}": v for k, v in numbers.items()}, step=point["step"])
-
-
-def write_history(folder: str, histories: Sequence[Result]) -> None:
-    """Write `history.jsonl`: the learning curves of a stage, one point a line."""
-    lines = [json.dumps(point, sort_keys=True) + "\n" for result in histories for point in result.history]
-    storage.write_bytes(storage.join(folder, "history.jsonl"), "".join(lines).encode())
+    def distance(self, features: Features, batch: Batch, reinforcement: Reinforcement, total: int) -> Tensor:
+        """Mean over images and kinds of captions of the distance to the teachers' features, this process's share."""
+        kinds = {"image": "image"} | {name: kind for name, kind in _KINDS.items() if name in features}
+        value = features["image"].new_zeros(())
+        for name, kind in kinds.items():
+            projected = [self.maps[_key(teacher)](features[name]) for teacher in reinforcement.teachers]
+            targets = collate_teachers(batch, kind, reinforcement.teachers)
+            value = value + feature_loss(projected, targets, kind=reinforcement.feature_distance, total=total)
+        return value / len(kinds)
 
 
-def write_timings(folder: str, results: Mapping[str, Result], samples: Mapping[str, int]) -> None:
-    """Write `timings.json`: seconds, share of waiting for data, samples per second."""
-    rows = {
-        name: {
-            "seconds": round(r.seconds, 3),
-            "wait_share": round(r.wait_seconds / max(r.seconds, 1e-9), 4),
-            "samples_per_second": round(samples[name] / max(r.seconds, 1e-9), 2),
-        }
-        for name, r in results.items()
-    }
-    storage.write_bytes(storage.join(folder, "timings.json"), (json.dumps(rows, indent=2) + "\n").encode())
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a module's name must hold no dot
+
+
+def _teacher_dims(dataset: PairDataset, teachers: Sequence[str]) -> dict[str, int]:
+    item = dataset[0, 0]
+    return {name: int(item[f"teacher_image.{name}"].shape[0]) for name in teachers}
+
+
+def _biases(reinforcement: Reinforcement) -> tuple[float, ...]:
+    return reinforcement.logit_biases or (_SIGMOID_BIAS,) * len(reinforcement.teachers)
+
+
+def _gather(world: World, tensors: Sequence[Tensor], total: int) -> list[Tensor]:
+    """All processes' rows of some [rows, width] tensors, in one message."""
+    if world.size == 1 or not tensors:
+        return list(tensors)
+    joined = world.gather(torch.cat(list(tensors), dim=1), total)
+    return list(joined.split([t.shape[1] for t in tensors], dim=1))
+
+
+def _teachers(
+    world: World, batch: Batch, reinforcement: Reinforcement, names: Sequence[str], total: int
+) -> list[list[Tensor]]:
+    """Per kind (image, then captions) each teacher's features of the whole batch."""
+    count = len(reinforcement.teachers)
+    kinds = ("image", *(_KINDS[name] for name in names))
+    flat = [t for kind in kinds for t in collate_teachers(batch, kind, reinforcement.teachers)]
+    with torch.no_grad():
+        whole = _gather(world, flat, total)
+    return [whole[start : start + count] for start in range(0, len(whole), count)]

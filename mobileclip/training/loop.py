@@ -1,9 +1,11 @@
-"""One training loop for teacher, captioner and student: only the loss of a batch differs."""
+"""One training loop for teacher, captioner and student, on one process or many: only the loss of a batch differs."""
 
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,19 +13,22 @@ from torch import nn
 from tqdm import tqdm
 
 from mobileclip.config import Training
-from mobileclip.errors import MobileClipError
+from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.training import checkpoint
+from mobileclip.training.batch_norm import global_batch_norm
+from mobileclip.training.checkpoint import Snapshot
+from mobileclip.training.objective import Batch, Features, Losses, Objective, backward
 from mobileclip.training.optimizer import create_optimizer, learning_rate
+from mobileclip.training.world import World, join
+
+__all__ = ["Batch", "BatchSource", "Objective", "Result", "train"]
 
 logger = logging.getLogger(__name__)
 
-Batch = dict[str, torch.Tensor]
-LossFunction = Callable[[Batch], dict[str, torch.Tensor]]
-"""A batch to its losses; `loss` is the one that is minimized, the others are logged."""
 BatchSource = Callable[[int, int], Iterator[Batch]]
-"""(first step, last step) to the batches of these steps."""
+"""(first step, last step) to this process's rows of the batches of these steps."""
 
-_MAX_LOGIT_SCALE = 100.0
+_MAX_LOG_SCALE = float(torch.log(torch.tensor(100.0)))  # CLIP clamps the scale to 100
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,16 +40,36 @@ class Result:
         history: Points of the learning curve: step, samples, losses, logit scale, gradient norm, validation scores.
         seconds: Wall time of this process.
         wait_seconds: Of it, waiting for data.
+        speeds: Per point the step, samples per second and the share of waiting since the point before: they differ
+            from run to run, so they stand beside the history.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    speeds: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Run:
+    """All that one run needs at every step."""
+
+    model: nn.Module
+    objective: Objective
+    config: Training
+    world: World
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    key: str
+    folder: str
+    title: str
+    validate: Callable[[], dict[str, float]] | None
+    state: Snapshot
 
 
 def train(
     model: nn.Module,
-    loss: LossFunction,
+    objective: Objective,
     source: BatchSource,
     config: Training,
     *,
@@ -53,74 +78,153 @@ def train(
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
 ) -> Result:
-    """Train a model in place; afterwards it holds the running mean of its weights where that is asked for.
+    """Train a model in place; afterwards it holds the last weights, their running mean, or the best, as asked for.
+
+    With several processes each sees its rows of the batch; losses, gradients and statistics are those of the whole.
 
     Args:
         model: Put into train mode; frozen parameters stay as they are.
-        loss: Loss of one batch.
+        objective: What is minimized.
         source: Batches by step.
         config: Length, step size, precision.
         key: Digest of all that decides the result: names the run in its checkpoint.
         folder: Where checkpoints go.
         title: Name of the run in progress bar and history.
-        validate: Called at every point in eval mode; its scores join the history.
+        validate: Called at every point in eval mode on the first process; its scores join the history. The first of
+            them chooses the best weights, see `Training.keep_weights`.
 
     Raises:
+        ConfigError: There are fewer samples in a step than processes times parts.
         MobileClipError: The loss is not finite: the sentence names the step.
     """
-    optimizer = create_optimizer(model, config.optimizer)
-    first, mean, history = checkpoint.load(folder, key=key, model=model, optimizer=optimizer)
-    if config.ema_decay and not mean:
-        mean = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    result = Result(history)
+    world = join()
+    _check(config, world, validate)
+    model.to(world.device)
+    run = _start(model, objective, config, world, key=key, folder=folder, title=title, validate=validate)
+    result = Result(run.state.history)
     start = time.perf_counter()
-    feed = source(first, config.steps)
-    model.train()
-    progress = tqdm(range(first, config.steps), desc=title, unit="step", disable=None)
-    for step in progress:
-        waited = time.perf_counter()
-        batch = next(feed)
-        result.wait_seconds += time.perf_counter() - waited
-        values, norm = _step(model, loss, batch, optimizer, config, step)
-        _update_mean(mean, model, config.ema_decay, step)
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            point = _point(model, values, norm, optimizer, title, done, config.batch_size)
-            if validate is not None:
-                point |= _validate(model, mean, validate)
-            history.append(point)
-            progress.set_postfix(loss=f"{point['loss']:.3f}")
-        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
-            checkpoint.save(folder, key=key, step=done, model=model, optimizer=optimizer, mean=mean, history=history)
-    if mean:
-        model.load_state_dict(mean)
-    model.eval()
+    with global_batch_norm(model, world) if config.global_batch_norm else contextlib.nullcontext():
+        _loop(run, source, result)
+    best = world.same(_best(run.state.history, config))
+    if best:
+        model.load_state_dict(checkpoint.load_best(folder, best))
+    elif run.state.mean:
+        model.load_state_dict(run.state.mean)
+    model.eval().to("cpu")
     result.seconds = time.perf_counter() - start
     return result
 
 
-def _step(
-    model: nn.Module, loss: LossFunction, batch: Batch, optimizer: torch.optim.Optimizer, config: Training, step: int
-) -> tuple[dict[str, torch.Tensor], float]:
+def _loop(run: _Run, source: BatchSource, result: Result) -> None:
+    config, state = run.config, run.state
+    first = state.step
+    feed = source(first, config.steps)
+    run.model.train()
+    shown = None if run.world.main else True
+    progress = tqdm(range(first, config.steps), desc=run.title, unit="step", disable=shown)
+    since, waited = time.perf_counter(), 0.0
+    for step in progress:
+        before = time.perf_counter()
+        batch = {name: value.to(run.world.device) for name, value in next(feed).items()}
+        waited += time.perf_counter() - before
+        losses, features, norm = _step(run, batch, step)
+        _update_mean(state.mean, run.model, config.ema_decay, step)
+        done = step + 1
+        state.step, state.samples = done, done * config.batch_size
+        if done % config.log_every == 0 or done == config.steps:
+            _add_point(run, batch, losses, features, norm)
+            steps = done - max(first, (done - 1) // config.log_every * config.log_every)
+            result.speeds.append(_speed(done, steps * config.batch_size, since, waited))
+            progress.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
+            result.wait_seconds += waited
+            since, waited = time.perf_counter(), 0.0
+        if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
+            _save(run)
+    result.wait_seconds += waited
+
+
+def _check(config: Training, world: World, validate: object) -> None:
+    if config.batch_size < world.size * config.accumulate:
+        raise ConfigError(
+            f"training.batch_size: got {config.batch_size}, want at least {world.size * config.accumulate}: one sample "
+            f"for each of {world.size} processes times training.accumulate {config.accumulate}."
+        )
+    if config.keep_weights == "best" and validate is None:
+        raise ConfigError("training.keep_weights: got 'best', but there is no validation split to choose by.")
+
+
+def _start(model: nn.Module, objective: Objective, config: Training, world: World, **given: Any) -> _Run:
+    """Optimizer and state: fresh, or from the newest checkpoint of this run."""
+    optimizer = create_optimizer(model, config.optimizer)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")  # type: ignore[attr-defined]
+    run = _Run(model, objective, config, world, optimizer, scaler, state=Snapshot(), **given)
+    step = checkpoint.find(run.folder, key=run.key) if world.main and config.resume == "auto" else 0
+    step = world.same(step)
+    if step:
+        run.state = checkpoint.load(run.folder, step, model=model, optimizer=optimizer)
+        if world.main:
+            logger.info("%s: goes on from step %d", run.title, step)
+        if scaler.is_enabled():
+            scaler.load_state_dict(run.state.scaler)
+    else:
+        world.share_state(model)
+    _set_random(run)
+    mean = run.state.mean
+    if config.ema_decay and not mean:
+        mean = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    run.state.mean = {name: value.to(world.device) for name, value in mean.items()}
+    return run
+
+
+def _set_random(run: _Run) -> None:
+    """Dropout masks: each process has its own stream, which goes on where the checkpoint left it."""
+    state, rank = run.state, run.world.rank
+    if rank < len(state.random):
+        torch.set_rng_state(state.random[rank])
+        if run.world.device.type == "cuda" and rank < len(state.cuda_random):
+            torch.cuda.set_rng_state(state.cuda_random[rank])
+    elif rank or state.step:
+        # Another process than the checkpoint knows, or not the first one: a stream of its own.
+        torch.manual_seed((torch.initial_seed() + 1_000_003 * rank + 7919 * state.step) % 2**63)
+
+
+def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
+    config, optimizer, world = run.config, run.optimizer, run.world
     rate = learning_rate(config.optimizer, step=step, steps=config.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     kind = _TYPES.get(config.precision)
-    with torch.autocast("cpu", dtype=kind or torch.bfloat16, enabled=kind is not None):
-        values = loss(batch)
-    total = values["loss"]
-    if not bool(torch.isfinite(total)):
-        raise MobileClipError(f"training: the loss is {float(total.detach())} at step {step}; lower the learning rate.")
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(world.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+
+    def check(total: torch.Tensor) -> None:
+        if not bool(torch.isfinite(total)):
+            value = float(total.detach())
+            raise MobileClipError(f"training: the loss is {value} at step {step}; lower the learning rate.")
+
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    losses, features = backward(
+        run.objective,
+        run.model,
+        batch,
+        chunks=config.accumulate,
+        autocast=autocast,
+        scale=run.scaler.scale,
+        check=check,
+    )
+    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    world.sum_gradients(parameters)
+    run.scaler.unscale_(optimizer)
     limit = config.optimizer.grad_clip or float("inf")
-    norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], limit)
-    optimizer.step()
-    scale = getattr(model, "logit_scale", None)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    run.scaler.step(optimizer)
+    run.scaler.update()
+    scale = getattr(run.model, "logit_scale", None)
     if scale is not None:
-        with torch.no_grad():  # CLIP clamps the scale to 100
-            scale.clamp_(0, torch.log(torch.tensor(_MAX_LOGIT_SCALE)))
-    return values, float(norm)
+        with torch.no_grad():
+            scale.clamp_(0, _MAX_LOG_SCALE)
+    return losses, features, float(norm)
 
 
 def _update_mean(mean: dict[str, torch.Tensor], model: nn.Module, decay: float, step: int) -> None:
@@ -136,35 +240,71 @@ def _update_mean(mean: dict[str, torch.Tensor], model: nn.Module, decay: float, 
                 mean[name].copy_(value)
 
 
-def _point(
-    model: nn.Module,
-    values: dict[str, torch.Tensor],
-    norm: float,
-    optimizer: torch.optim.Optimizer,
-    title: str,
-    done: int,
-    batch_size: int,
-) -> dict[str, Any]:
-    point: dict[str, Any] = {"model": title, "step": done, "samples": done * batch_size}
-    point |= {name if name == "loss" else f"loss/{name}": float(v.detach()) for name, v in values.items()}
-    point |= {"grad_norm": norm, "lr": float(optimizer.param_groups[0]["lr"])}
-    scale = getattr(model, "logit_scale", None)
+def _add_point(run: _Run, batch: Batch, losses: Losses, features: Features, norm: float) -> None:
+    """Append a point to the history; every process takes part, the first one validates."""
+    world, state = run.world, run.state
+    point: dict[str, Any] = {"model": run.title, "step": state.step, "samples": state.samples}
+    values = world.sum(torch.stack([value.detach() for value in losses.values()])).tolist()
+    point |= {k if k == "loss" else f"loss/{k}": v for k, v in zip(losses, values, strict=True)}
+    if math.isfinite(norm):  # else float16 overflowed, and the step was left out
+        point["grad_norm"] = norm
+    point["lr"] = float(run.optimizer.param_groups[0]["lr"])
+    scale = getattr(run.model, "logit_scale", None)
     if scale is not None:
         point["logit_scale"] = float(scale.exp().detach().reshape(-1)[0])
-    return point
+    if run.objective.measure is not None:
+        with torch.no_grad():
+            point |= run.objective.measure({k: v.detach() for k, v in features.items()}, batch)
+    if run.validate is not None and world.main:
+        point |= _validate(run, run.validate)
+    state.history.append(point)
 
 
-def _validate(
-    model: nn.Module, mean: dict[str, torch.Tensor], validate: Callable[[], dict[str, float]]
-) -> dict[str, float]:
-    """Score the weights that would be saved now."""
+def _validate(run: _Run, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Score the weights that would be saved now, and keep them where they are the best so far."""
+    model, mean = run.model, run.state.mean
     current = {name: value.detach().clone() for name, value in model.state_dict().items()} if mean else {}
     if mean:
         model.load_state_dict(mean)
     model.eval()
     with torch.no_grad():
-        scores = validate()
+        scores = {f"validation/{name}": value for name, value in validate().items()}
+    if run.config.keep_weights == "best":
+        history = [*run.state.history, {"step": run.state.step, **scores}]
+        if _best(history, run.config) == run.state.step:
+            checkpoint.save_best(run.folder, run.state.step, model.state_dict())
     if current:
         model.load_state_dict(current)
     model.train()
-    return {f"validation/{name}": value for name, value in scores.items()}
+    return scores
+
+
+def _best(history: list[dict[str, Any]], config: Training) -> int:
+    """Step of the first point with the best score: a loss counts down, everything else up; 0 = none is kept."""
+    if config.keep_weights != "best":
+        return 0
+    key = next((k for point in history for k in point if k.startswith("validation/")), "")
+    scored = [point for point in history if key in point]
+    if not scored:
+        return 0
+    sign = -1.0 if key.endswith("loss") else 1.0
+    return int(max(scored, key=lambda point: (sign * point[key], -point["step"]))["step"])
+
+
+def _save(run: _Run) -> None:
+    world, state = run.world, run.state
+    random = world.gather(torch.get_rng_state()[None].to(world.device), world.size).cpu()
+    cuda = torch.empty(0, 0, dtype=torch.uint8)
+    if world.device.type == "cuda":
+        cuda = world.gather(torch.cuda.get_rng_state()[None].to(world.device), world.size).cpu()
+    if world.main:
+        checkpoint.save(
+            run.folder, replace(state, random=random, cuda_random=cuda, scaler=dict(run.scaler.state_dict())),
+            key=run.key, model=run.model, optimizer=run.optimizer, keep=run.config.keep_checkpoints,
+            best=_best(state.history, run.config),
+        )  # fmt: skip
+
+
+def _speed(step: int, samples: int, since: float, waited: float) -> dict[str, float]:
+    seconds = max(time.perf_counter() - since, 1e-9)
+    return {"step": step, "samples_per_second": samples / seconds, "wait_share": waited / seconds}

@@ -134,7 +134,7 @@ class TestLocked:
         """Sorting, padding cuts and caching change nothing: heads on cached features are the whole model."""
         from mobileclip.data.images import decode, resize
         from mobileclip.data.shards import read_samples
-        from mobileclip.training.contrastive import LockedHeads
+        from mobileclip.training.locked import LockedHeads
 
         clip = train_teacher._create(self.TEACHER, str(towers))
         content = manifest.read(tiny_data)

@@ -8,7 +8,8 @@ import torch
 
 from mobileclip.models import zoo
 from mobileclip.models.architectures import CONFIGS
-from mobileclip.training.captioning import caption_loss, coca_loss
+from mobileclip.training.captioning import caption_loss, coca_objective
+from mobileclip.training.world import World
 
 CAPTIONS = ["a red circle", "a picture of a blue square on white", "cross", "a drawing that shows a green triangle"]
 
@@ -37,7 +38,10 @@ def _double(monkeypatch) -> None:
 def test_loss_and_gradients_equal_open_clip(clip, monkeypatch, caption_weight, contrastive_weight):
     _double(monkeypatch)
     batch = _batch(clip)
-    ours = coca_loss(clip, batch, caption_weight=caption_weight, contrastive_weight=contrastive_weight)
+    objective = coca_objective(
+        clip, World(), total=4, caption_weight=caption_weight, contrastive_weight=contrastive_weight
+    )
+    ours = objective.criterion(objective.encode(batch), batch)
     output = clip.model(zoo.image_tensor(batch["image"], clip.preprocess).double(), batch["text"])
     contrastive, caption = open_clip.CoCaLoss(caption_weight, contrastive_weight, pad_id=0)(**output)
     theirs = caption + contrastive

@@ -1,4 +1,4 @@
-"""Checkpoints: everything comes back as it was, also memory layout; damage and other runs."""
+"""Checkpoints: everything comes back as it was, also memory layout; damage and other runs; what is kept."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch import nn
 from mobileclip.config import Optimizer
 from mobileclip.errors import IntegrityError
 from mobileclip.training import checkpoint
+from mobileclip.training.checkpoint import Snapshot
 from mobileclip.training.optimizer import create_optimizer
 
 HISTORY = [{"model": "net", "step": 3, "loss": 0.1234567890123}]
@@ -23,9 +24,13 @@ def _trained(steps: int = 3):
     return model, optimizer
 
 
-def _save(folder, model, optimizer, **changes):
-    values = {"key": "a", "step": 3, "mean": {"0.bias": torch.ones(4)}, "history": HISTORY, **changes}
-    checkpoint.save(str(folder), model=model, optimizer=optimizer, **values)
+def _save(folder, model, optimizer, *, key="a", step=3, **options):
+    state = Snapshot(step, 8 * step, HISTORY, {"0.bias": torch.ones(4)}, {"scale": 1024.0}, torch.get_rng_state()[None])
+    checkpoint.save(str(folder), state, key=key, model=model, optimizer=optimizer, **options)
+
+
+def _files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_everything_comes_back(tmp_path):
@@ -33,10 +38,11 @@ def test_everything_comes_back(tmp_path):
     _save(tmp_path, model, optimizer)
     expected_draw = torch.rand(3)
     other, fresh = _trained(0)
-    torch.manual_seed(5)
-    step, mean, history = checkpoint.load(str(tmp_path), key="a", model=other, optimizer=fresh)
-    assert (step, history) == (3, HISTORY)
-    assert torch.equal(mean["0.bias"], torch.ones(4))
+    assert checkpoint.find(str(tmp_path), key="a") == 3
+    found = checkpoint.load(str(tmp_path), 3, model=other, optimizer=fresh)
+    assert (found.step, found.samples, found.history, found.scaler) == (3, 24, HISTORY, {"scale": 1024.0})
+    assert torch.equal(found.mean["0.bias"], torch.ones(4))
+    torch.set_rng_state(found.random[0])
     assert torch.equal(torch.rand(3), expected_draw)
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
@@ -58,25 +64,57 @@ def test_equal_states_give_equal_bytes(tmp_path):
     _save(tmp_path / "a", model, optimizer)
     torch.set_rng_state(state)
     _save(tmp_path / "b", model, optimizer)
-    assert (tmp_path / "a" / checkpoint.FILE).read_bytes() == (tmp_path / "b" / checkpoint.FILE).read_bytes()
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
 
 
 def test_none_and_another_runs(tmp_path):
     model, optimizer = _trained()
-    assert checkpoint.load(str(tmp_path), key="a", model=model, optimizer=optimizer) == (0, {}, [])
+    assert checkpoint.find(str(tmp_path), key="a") == 0
     _save(tmp_path, model, optimizer)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    state = torch.get_rng_state()
-    assert checkpoint.load(str(tmp_path), key="b", model=model, optimizer=optimizer) == (0, {}, [])
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
+    assert checkpoint.find(str(tmp_path), key="b") == 0
 
 
-@pytest.mark.parametrize("cut", [0, 4, 100, -1])
-def test_a_cut_file_is_refused_with_its_name(tmp_path, cut):
+def test_older_ones_go_but_the_best(tmp_path):
     model, optimizer = _trained()
-    _save(tmp_path, model, optimizer)
-    file = tmp_path / checkpoint.FILE
-    file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(IntegrityError, match=r"^checkpoint '.*checkpoint\.safetensors' is damaged: "):
-        checkpoint.load(str(tmp_path), key="a", model=model, optimizer=optimizer)
+    checkpoint.save_best(str(tmp_path), 2, model.state_dict())
+    checkpoint.save_best(str(tmp_path), 1, model.state_dict())
+    for step in (1, 2, 3, 4):
+        _save(tmp_path, model, optimizer, step=step, keep=2, best=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best-000000002", "step-000000003", "step-000000004"]
+    weights = checkpoint.load_best(str(tmp_path), 2)
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(IntegrityError, match=r"^checkpoint '.*best-000000001/model\.safetensors' is damaged: "):
+        checkpoint.load_best(str(tmp_path), 1)
+
+
+def test_a_folder_without_its_last_file_is_no_checkpoint(tmp_path):
+    """A kill between the files of a checkpoint leaves the one before."""
+    model, optimizer = _trained()
+    _save(tmp_path, model, optimizer, keep=2)
+    _save(tmp_path, model, optimizer, step=6, keep=2)
+    (tmp_path / "step-000000006" / checkpoint.STATE).unlink()
+    assert checkpoint.find(str(tmp_path), key="a") == 3
+
+
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.MEAN, checkpoint.STATE])
+@pytest.mark.parametrize("cut", [0, 4, -1])
+def test_a_cut_file_is_refused_with_its_name_unless_an_older_one_is_whole(tmp_path, name, cut):
+    model, optimizer = _trained()
+    _save(tmp_path, model, optimizer, step=6)
+    file = tmp_path / "step-000000006" / name
+    file.write_bytes(file.read_bytes()[:cut] if name != checkpoint.STATE else file.read_bytes()[: cut - 2])
+    with pytest.raises(IntegrityError, match=rf"^checkpoint '.*{name}' is damaged: "):
+        checkpoint.find(str(tmp_path), key="a")
+    _save(tmp_path / "older", model, optimizer, step=3)
+    (tmp_path / "older" / "step-000000003").rename(tmp_path / "step-000000003")
+    assert checkpoint.find(str(tmp_path), key="a") == 3
+
+
+def test_remove_leaves_nothing(tmp_path):
+    model, optimizer = _trained()
+    (tmp_path / "run").mkdir()
+    _save(tmp_path / "run" / "checkpoint", model, optimizer)
+    checkpoint.save_best(str(tmp_path / "run" / "checkpoint"), 2, model.state_dict())
+    checkpoint.remove(str(tmp_path / "run" / "checkpoint"))
+    assert list(tmp_path.iterdir()) == []
+    checkpoint.remove(str(tmp_path / "run" / "checkpoint"))

@@ -1,5 +1,6 @@
 """The loop: a run that was killed goes on to the same last bit, the mean of the weights, limits, sentences."""
 
+import json
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from mobileclip.config import Optimizer, Training
 from mobileclip.errors import MobileClipError
 from mobileclip.training import checkpoint
-from mobileclip.training.loop import train
+from mobileclip.training.loop import Objective, train
 
 OPTIMIZER = Optimizer(lr=0.02, lr_end=0.001, warmup_steps=3, weight_decay=0.1)
 CONFIG = Training(
@@ -68,9 +69,14 @@ def _run(model, folder, *, config=CONFIG, key="key", loss=None, validate=None, s
     def plain(batch):
         return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
 
+    objective = Objective(encode=loss or plain, criterion=lambda features, _: features)
     return train(
-        model, loss or plain, source or _loader(), config, key=key, folder=str(folder), title="net", validate=validate
+        model, objective, source or _loader(), config, key=key, folder=str(folder), title="net", validate=validate
     )
+
+
+def _files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:
@@ -105,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path, killed, ema):
     assert starts == [killed // 5 * 5]
     assert found.history == expected.history
     assert _equal(again, whole)
-    assert (tmp_path / "broken" / checkpoint.FILE).read_bytes() == (tmp_path / "whole" / checkpoint.FILE).read_bytes()
+    assert _files(tmp_path / "broken") == _files(tmp_path / "whole")
 
 
 def test_twice_killed(tmp_path):
@@ -266,8 +272,7 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
     )
     assert process.stdout is not None
     process.stdout.readline()
-    file = tmp_path / "run" / checkpoint.FILE
-    while not file.exists():
+    while not checkpoint.find(str(tmp_path / "run"), key="key"):
         time.sleep(0.02)
     time.sleep(0.12)
     os.kill(process.pid, signal.SIGKILL)
@@ -276,8 +281,93 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
     model = _model()
     from mobileclip.training.optimizer import create_optimizer
 
-    step, mean, history = checkpoint.load(
-        str(tmp_path / "run"), key="key", model=model, optimizer=create_optimizer(model, config.optimizer)
+    step = checkpoint.find(str(tmp_path / "run"), key="key")
+    found = checkpoint.load(
+        str(tmp_path / "run"), step, model=model, optimizer=create_optimizer(model, config.optimizer)
     )
-    assert 0 < step == len(history) == history[-1]["step"]
-    assert set(mean) == set(model.state_dict())
+    assert 0 < step == found.step == len(found.history) == found.history[-1]["step"]
+    assert found.samples == 8 * step
+    assert set(found.mean) == set(model.state_dict())
+    # Going on from there and never having been killed is the same.
+    whole, again = _model(), _model()
+    short = CONFIG.model_copy(update={"checkpoint_every": 1, "steps": 200})
+    expected = _run(whole, tmp_path / "whole", config=short)
+    assert _run(again, tmp_path / "run", config=short).history == expected.history
+    assert _equal(again, whole)
+
+
+def test_the_best_weights_are_kept_through_a_kill(tmp_path):
+    """Scores 3, 1, 4, 4, 1, ... by step: the first of the best ones wins, and a lower loss is better."""
+    scores = dict(enumerate([3, 1, 4, 4, 1, 3, 2, 2, 2, 2, 2, 2], start=1))
+    config = CONFIG.model_copy(update={"keep_weights": "best", "ema_decay": 0.0, "checkpoint_every": 5})
+
+    def scorer(name, sign):
+        return lambda: {name: float(sign * scores[next(turns)])}
+
+    seen: dict[int, torch.Tensor] = {}
+
+    def watching(model):
+        turn = iter(range(100))
+
+        def loss(batch):
+            seen[next(turn)] = model.head.weight.detach().clone()
+            return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
+
+        return loss
+
+    for name, sign in (("r1", 1), ("caption_loss", -1)):
+        turns = iter(range(1, 13))
+        model = _model()
+        _run(model, tmp_path / name, config=config, validate=scorer(name, sign), loss=watching(model))
+        assert torch.equal(model.head.weight, seen[3])  # what step 3 begins with is what the third step left
+    turns = iter(range(1, 13))
+    _killed_after(7, _model(), tmp_path / "killed", config=config, validate=scorer("r1", 1))
+    turns = iter(range(6, 13))
+    again = _model()
+    _run(again, tmp_path / "killed", config=config, validate=scorer("r1", 1))
+    assert torch.equal(again.head.weight, seen[3])
+
+
+def test_the_last_few_checkpoints_are_kept(tmp_path):
+    config = CONFIG.model_copy(update={"checkpoint_every": 2, "keep_checkpoints": 3})
+    _run(_model(), tmp_path, config=config)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000006", "step-000000008", "step-000000010"]
+
+
+def test_resume_never_starts_anew(tmp_path):
+    _killed_after(7, _model(), tmp_path)
+    starts: list[int] = []
+    _run(_model(), tmp_path, config=CONFIG.model_copy(update={"resume": "never"}), source=_loader(starts))
+    assert starts == [0]
+
+
+def test_float16_scales_gradients_and_resumes_its_scale(tmp_path):
+    """At 2 ** 16 the first gradients overflow: steps are skipped and the scale halves until they do not."""
+    config = CONFIG.model_copy(update={"precision": "float16", "ema_decay": 0.0})
+
+    def loss(model):
+        def of(batch):
+            x = model.norm(model.conv(batch["image"]).float()).mean(dim=(2, 3))
+            return {"loss": F.cross_entropy(model.logit_scale.exp() * model.head(x).float() * 50, batch["target"])}
+
+        return of
+
+    whole = _model()
+    expected = _run(whole, tmp_path / "whole", config=config, loss=loss(whole))
+    assert all(math.isfinite(point["loss"]) for point in expected.history)
+    broken = _model()
+    plain, calls = loss(broken), iter(range(100))
+
+    def until(batch):
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return plain(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(broken, tmp_path / "broken", config=config, loss=until)
+    saved = json.loads((tmp_path / "broken" / "step-000000005" / "state.json").read_text())
+    assert saved["scaler"]["scale"] < 2**16
+    again = _model()
+    found = _run(again, tmp_path / "broken", config=config, loss=loss(again))
+    assert found.history == expected.history
+    assert _equal(again, whole)

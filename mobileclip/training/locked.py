@@ -1,0 +1,79 @@
+"""Locked tuning: two frozen pretrained trunks, and projections trained on their cached features."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobileclip.config import Training
+from mobileclip.models.zoo import Clip
+from mobileclip.training.contrastive import checkpoints, run_key
+from mobileclip.training.loop import Batch, Objective, Result, train
+from mobileclip.training.losses import clip_loss
+from mobileclip.training.objective import Features, Losses
+from mobileclip.training.world import join
+
+
+def train_heads(
+    clip: Clip, image: Tensor, text: Tensor, owners: Tensor, config: Training, *, seed: int, key: Mapping[str, Any],
+    folder: str, title: str,
+) -> Result:  # fmt: skip
+    """Train the projections and the logit scale alone.
+
+    Args:
+        clip: A model whose towers end in projections: timm image tower with `timm_proj`, Hugging Face text tower with
+            `hf_proj_type`.
+        image: Pooled trunk features float32 [images, width].
+        text: Pooled trunk features float32 [texts, width].
+        owners: int64 [texts]: the image each text belongs to.
+        config: Length and step size.
+        seed: Seed of order and draws.
+        key: All that decides the result.
+        folder: Checkpoint folder.
+        title: Name of the run.
+    """
+    world = join()
+    heads = LockedHeads(clip)
+    starts = torch.searchsorted(owners, torch.arange(len(image) + 1))
+    total = min(config.batch_size, len(image))
+    own = world.rows(total)
+
+    def source(first: int, last: int) -> Iterator[Batch]:
+        for step in range(first, last):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            rows = torch.randperm(len(image), generator=generator)[:total]
+            counts = starts[rows + 1] - starts[rows]
+            draws = (torch.rand(len(rows), generator=generator) * counts).long()
+            yield {"image": image[rows[own]], "text": text[starts[rows[own]] + draws[own]]}
+
+    def encode(batch: Batch) -> Features:
+        image_features, text_features = heads(batch["image"], batch["text"])
+        return {"image": image_features, "text": text_features}
+
+    def criterion(features: Features, _: Batch) -> Losses:
+        every = [world.gather(features[name], total) for name in ("image", "text")]
+        rows = None if world.size == 1 else own
+        return {"loss": clip_loss(every[0], every[1], heads.logit_scale.exp(), rows=rows)}
+
+    return train(
+        heads, Objective(encode, criterion), source, config,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title,
+    )  # fmt: skip
+
+
+class LockedHeads(torch.nn.Module):
+    """The trainable rest of a CLIP model whose two trunks are frozen."""
+
+    def __init__(self, clip: Clip) -> None:
+        """Share the projections and the logit scale with `clip`'s model."""
+        super().__init__()
+        model: Any = clip.model
+        self.image_head = model.visual.head
+        self.text_head = model.text.proj
+        self.logit_scale = model.logit_scale
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Trunk features to unit-norm embeddings."""
+        normalize = torch.nn.functional.normalize
+        return normalize(self.image_head(image), dim=-1), normalize(self.text_head(text), dim=-1)
