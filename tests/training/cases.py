@@ -1,0 +1,69 @@
+"""Steps that must come out the same on one process and on two; as a script, one process of `torchrun`."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+
+from mobileclip.config import Training
+from mobileclip.training.batch_norm import global_batch_norm
+from mobileclip.training.contrastive import Projected, Reinforcement, clip_objective
+from mobileclip.training.objective import backward
+from mobileclip.training.world import World, join
+from tests.training import towers
+
+_BOTH = {"teachers": ("a", "b.c"), "logit_scales": (9.0, 14.0)}
+
+
+@dataclass(frozen=True)
+class Case:
+    reinforcement: Reinforcement
+    rows: int = 6
+    chunks: int = 1
+    batch_norm: bool = True
+    synthetic: bool = True
+    dropout: float = 0.0
+
+
+CASES = {
+    "plain": Case(Reinforcement(), synthetic=False),
+    "reinforced": Case(Reinforcement(0.6, **_BOTH)),
+    "distilled": Case(Reinforcement(1.0, **_BOTH)),
+    "cross-entropy": Case(Reinforcement(1.0, divergence="cross_entropy", **_BOTH)),
+    "sigmoid": Case(Reinforcement(0.6, affinity="sigmoid", logit_biases=(-2.0, -4.0), **_BOTH)),
+    "features": Case(Reinforcement(0.6, feature_weight=0.5, **_BOTH)),
+    "feature distance alone": Case(Reinforcement(0.0, feature_weight=2.0, feature_distance="mse", **_BOTH)),
+    "uneven": Case(Reinforcement(0.6, **_BOTH), rows=7),
+    "accumulated": Case(Reinforcement(0.6, feature_weight=0.5, **_BOTH), chunks=3, batch_norm=False),
+    "accumulated, uneven": Case(Reinforcement(0.6, **_BOTH), rows=9, chunks=2, batch_norm=False),
+}
+
+
+def step(case: Case, world: World) -> dict[str, torch.Tensor]:
+    """Losses, gradients and buffers after one backward pass; the batch is this process's share."""
+    clip = towers.clip(batch_norm=case.batch_norm, dropout=case.dropout)
+    trained = clip.model
+    if case.reinforcement.feature_weight:
+        trained = Projected(clip.model, clip.embed_dim, towers.TEACHERS).double()
+    config = Training(batch_size=case.rows)
+    objective = clip_objective(clip, case.reinforcement, config, world, trained=trained)
+    whole = towers.batch(case.rows, synthetic=case.synthetic)
+    own = {name: value[world.rows(case.rows)] for name, value in whole.items()}
+    with global_batch_norm(trained, world):
+        losses, features = backward(
+            objective, trained, own, chunks=case.chunks, autocast=lambda: torch.autocast("cpu", enabled=False)
+        )
+    world.sum_gradients(trained.parameters())
+    found = {f"loss/{name}": world.sum(value.detach().clone()) for name, value in losses.items()}
+    found |= {f"grad/{name}": p.grad for name, p in trained.named_parameters() if p.grad is not None}
+    found |= {f"buffer/{name}": value.clone() for name, value in trained.named_buffers()}
+    if objective.measure is not None:
+        found["agreement"] = torch.tensor(objective.measure(features, own)["teacher_agreement"])
+    return found
+
+
+if __name__ == "__main__":
+    world = join()
+    results = {f"{name}|{key}": value for name, case in CASES.items() for key, value in step(case, world).items()}
+    save_file({k: v.contiguous() for k, v in results.items()}, f"{sys.argv[1]}/{world.rank}.safetensors")

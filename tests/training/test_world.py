@@ -1,0 +1,102 @@
+"""Several processes: losses, gradients and running statistics are those of one process with the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mobileclip.data.order import Steps
+from mobileclip.errors import ConfigError
+from mobileclip.training import world as world_module
+from mobileclip.training.world import World
+from tests.training.cases import CASES, step
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(processes: int, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Every case on two real processes; what each of them found."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(2, "-m", "tests.training.cases", str(folder))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [load_file(folder / f"{rank}.safetensors") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_compute_what_one_does(together, name):
+    expected = step(CASES[name], World())
+    assert any(key.startswith("grad/") for key in expected)
+    for found in together:
+        own = {key.partition("|")[2]: value for key, value in found.items() if key.startswith(f"{name}|")}
+        assert own.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(own[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_the_cases_differ_and_the_batch_is_more_than_its_parts():
+    """Loss by halves is not the loss of the whole: else the comparison above would prove nothing."""
+    case = CASES["reinforced"]
+    whole = step(case, World())
+    assert float(whole["loss/loss"]) != pytest.approx(float(step(CASES["plain"], World())["loss/loss"]), rel=1e-2)
+    from mobileclip.config import Training
+    from mobileclip.training.contrastive import clip_objective
+    from tests.training import towers
+
+    clip = towers.clip()
+    objective = clip_objective(clip, case.reinforcement, Training(batch_size=3), World(), trained=clip.model)
+    half = {name: value[:3] for name, value in towers.batch(6).items()}
+    part = objective.criterion(objective.encode(half), half)
+    assert float(part["loss"]) != pytest.approx(float(whole["loss/loss"]), rel=1e-2)
+
+
+class TestRows:
+    @given(total=st.integers(0, 100), size=st.integers(1, 12))
+    def test_are_dealt_out_evenly_and_in_order(self, total, size):
+        parts = [World(rank, size).rows(total) for rank in range(size)]
+        assert [row for part in parts for row in range(total)[part]] == list(range(total))
+        lengths = [part.stop - part.start for part in parts]
+        assert max(lengths) - min(lengths) <= 1
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        samples=st.integers(1, 60), batch=st.integers(1, 30), seed=st.integers(0, 3),
+        segments=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=6),
+    )  # fmt: skip
+    def test_restarts_on_other_numbers_of_processes_lose_and_repeat_nothing(self, samples, batch, seed, segments):
+        """(steps, processes) from start to kill, and so on: every epoch holds every sample once."""
+        places, first = [], 0
+        for steps, processes in segments:
+            last = first + steps
+            shares = [
+                Steps(samples, batch, first, last, seed, World(rank, processes).rows(batch))
+                for rank in range(processes)
+            ]
+            for parts in zip(*shares, strict=True):
+                places += [place for part in parts for place in part]
+            first = last
+        for epoch in range(len(places) // samples + 1):
+            rows = [position for e, position in places if e == epoch]
+            assert len(rows) == len(set(rows))
+            if (epoch + 1) * samples <= len(places):
+                assert sorted(rows) == list(range(samples))
+        whole = Steps(samples, batch, 0, first, seed, slice(None))
+        assert [place for step in whole for place in step] == places
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for value, match in (("cuda", "torch sees no CUDA device"), ("tpu", "got 'tpu', want cpu or cuda")):
+        monkeypatch.setenv("MOBILECLIP_DEVICE", value)
+        with pytest.raises(ConfigError, match=match):
+            world_module._device(0)
