@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    first = int(os.environ.get("RANK", "0") or 0) == 0  # of the processes of `torchrun`: the others only warn
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "alembic", "mlflow", "botocore", "urllib3", "root", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not arguments or arguments[0] in {"-h", "--help"}:

@@ -40,7 +40,8 @@ def stage(name: str, arguments: list[str]) -> int:
     fan_out = {"group": chosen.group, "num_groups": chosen.num_groups, "merge": chosen.merge}
     asked = chosen.merge or (chosen.group, chosen.num_groups) != (0, 1)
     metrics = run_stage(name, config, out=chosen.out, options=fan_out if asked else None, **inputs)
-    _print_metrics(name, metrics)
+    if int(os.environ.get("RANK", "0") or 0) == 0:
+        _print_metrics(name, metrics)
     return _exit_code(name, metrics)
 
 

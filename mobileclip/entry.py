@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +28,10 @@ from mobileclip.report import Tracker
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
+TOGETHER = ("train_teacher", "finetune_captioner", "distill")
+"""Stages that train on all processes which `torchrun` starts."""
 # Files that may differ between two equal runs (times, registry answers); they are kept out of the record.
-VOLATILE = frozenset({RECORD, "timings.json", "registry.json"})
+VOLATILE = frozenset({RECORD, "timings.json", "registry.json", "release.html"})
 
 
 def run_stage(
@@ -56,10 +59,13 @@ def run_stage(
         MobileClipError: With one sentence that names the key, the value got and what is wanted.
     """
     checked = check_section(stage, config)
+    if _processes() > 1 and stage not in TOGETHER:
+        raise ConfigError(f"{stage}: got {_processes()} processes, only {', '.join(TOGETHER)} train on several.")
     named = _check_inputs(stage, inputs)
     chosen = _check_options(stage, options or {})
     target = str(out)
-    if not is_current(stage, checked, target, named):
+    first = int(os.environ.get("RANK", "0") or 0) == 0  # of the processes that `torchrun` started
+    if first and not is_current(stage, checked, target, named):
         # Were this run to end half-way, the old record would vouch for files that are no longer its own.
         storage.delete(storage.join(target, RECORD))
     _seed(getattr(checked, "seed", 0))
@@ -70,10 +76,25 @@ def run_stage(
         tracker.log_metrics(metrics)
     if chosen.get("num_groups", 1) > 1 and not chosen.get("merge"):
         return metrics  # one group of a fan-out: the merge step completes the stage
-    _write_json(target, "config.json", checked.model_dump(mode="json"))
-    _write_json(target, "metrics.json", metrics)
-    _write_json(target, RECORD, describe(stage, checked, target, named))
+    if first:  # it describes what all have done
+        _write_json(target, "config.json", checked.model_dump(mode="json"))
+        _write_json(target, "metrics.json", metrics)
+        _write_json(target, RECORD, describe(stage, checked, target, named))
+    _wait()
     return metrics
+
+
+def _processes() -> int:
+    """Processes that `torchrun` started for this work."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+
+def _wait() -> None:
+    """Let no process look for the record before the first one has written it."""
+    if _processes() > 1:
+        from mobileclip.training.world import join
+
+        join().wait()
 
 
 def describe(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> dict[str, Any]:

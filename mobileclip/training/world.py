@@ -85,6 +85,11 @@ class World:
         dist.broadcast(tensor, src=0)
         return int(tensor)
 
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def share_state(self, module: torch.nn.Module) -> None:
         """Give every process rank 0's weights and buffers."""
         if self.size > 1:
