@@ -1,4 +1,4 @@
-"""A student's programs for phones: written, proved, described, and run again without torch."""
+"""A student's programs for phones: written, proved, described, bundled, and run again without torch."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,8 +7,25 @@ if TYPE_CHECKING:
     from mobileclip.formats.runtime import Programs
 
 
-def load(path: str | Path, *, image: str = "float32", text: str = "float32", threads: int = 0) -> "Programs":
-    """Load programs of an export folder, or one program file; see `mobileclip.formats.runtime.load`."""
-    from mobileclip.formats import runtime  # the package itself imports without a runtime
+def load(
+    path: str | Path, *, image: str = "float32", text: str = "float32", format: str = "onnx", threads: int = 0
+) -> "Programs":  # fmt: skip
+    """Load programs of a bundle, an export folder, or one program file.
 
-    return runtime.load(path, image=image, text=text, threads=threads)
+    Args:
+        path: `mobileclip-STUDENT-VERSION.zip` (local or `s3://`; every checksum is verified), folder with
+            `contract.json`, or a single program.
+        image: Precision of the image program.
+        text: Precision of the text program.
+        format: Program format.
+        threads: Threads per program; 0 = the runtime's choice.
+
+    Raises:
+        DataError: There is no such program.
+        IntegrityError: A file is not the one the contract was written for.
+    """
+    from mobileclip.formats import bundle, runtime  # the package itself imports without a runtime
+
+    if str(path).endswith(bundle.SUFFIX):
+        path = bundle.unpacked(path)
+    return runtime.load(path, image=image, text=text, format=format, threads=threads)

@@ -5,6 +5,7 @@ Reading it needs neither torch nor a runtime.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -293,7 +294,11 @@ def digest(path: Path) -> dict[str, Any]:
     if path.is_file():
         with path.open("rb") as handle:
             return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
-    parts = {p.relative_to(path).as_posix(): digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
+    return combine({p.relative_to(path).as_posix(): digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
+
+
+def combine(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Size and sha256 of a folder from those of its files, by relative path."""
     whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {"bytes": sum(part["bytes"] for part in parts.values()), "sha256": whole}
 

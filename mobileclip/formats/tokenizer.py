@@ -17,12 +17,30 @@ from mobileclip.errors import DataError
 
 FOLDER = "tokenizer"
 FILE_NAME = "tokenizer.json"
+VECTORS_FILE = "vectors.json"
 PAD_ID = 0
 CLEANING = [
     "repair mojibake, ligatures and character width as ftfy.fix_text does",
     "unescape HTML entities, twice",
     "strip white space",
 ]
+
+# Texts that tell a right tokenizer from a wrong one; every port is tested on them. The last ones need ftfy's repair.
+VECTORS = [
+    "", "   ", "a photo of a cat.", "x" * 500, "word " * 100, "it’s “quoted” ‘twice’", "don't we'll I'D they'RE 'S 'ſ",
+    "ΟΔΥΣΣΕΥΣ ΟΔΟΣ. ΣΑΣ Σ ΑΣ’Α", "<end_of_text>", "a <start_of_text> b", "<END_OF_TEXT>",
+    "&amp;lt;b&gt; &nbsp; &#x1F600;", "&EACUTE;clair &notit; &#150; a&b; &#0; <b>&eacute;</b>\n&eacute;",
+    "cafe\u0301 café CAFÉ", "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 1️⃣",
+    "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f 🫠 ☺︎ ☺️",
+    "١٢٣ 四五六 ½ ² Ⅷ", "ﬁ ﬂ ﬃ ĳ", "ＡＢＣ　ｱｲｳ", "\u200b\u200czero\u200dwidth\ufeff", "İstanbul ISPARTA ı", "ß ẞ ǅ",
+    "a\tb\nc\r\nd\x0be\x0cf\x1cg\x85h\xa0i", "new\u2028line\u2029s", "...!!!???---", "a_b-c/d\\e", "1,234.50% of $9",
+    "\u0345 a\u0345b !\u0345", "K Å ſ", "\x00\x07\x1b[31mred", "नमस्ते दुनिया", "שלום עולם", "مرحبا بالعالم",
+    "สวัสดีชาวโลก", "안녕하세요 세계", "こんにちは世界", "北京的天空", "Привет, мир!", "Chào thế giới",
+    "მშვიდობა", "Բարեւ", "ሰላም ልዑል", "ᎣᏏᏲ",
+    "naïve façade Ærøskøbing Łódź", "https://example.org/a?b=c&d=e#f", "C++ & F# 2.0 @home #tag", "(╯°□°）╯︵ ┻━┻",
+    "∑ x² ≥ √y ⇒ π≈3.14", "naïve cafÃ© Ã¼ber â€œmojibakeâ€\x9d",
+]  # fmt: skip
+NUM_REPAIRED = 1
 
 # Patterns hold the characters themselves and no engine's own escapes or flags, so that Rust, JavaScript and Swift read
 # them alike. First Python's white space, spelled out: what `\s` covers differs between engines.
@@ -40,7 +58,7 @@ Tokenize = Callable[[Sequence[str]], NDArray[np.int32]]
 
 
 def write(tokenizer: Any, folder: Path) -> list[Path]:
-    """Write the three files; the same vocabulary gives the same bytes.
+    """Write the tokenizer in both forms and the test vectors; the same vocabulary gives the same bytes.
 
     Args:
         tokenizer: open_clip's `SimpleTokenizer`.
@@ -52,6 +70,7 @@ def write(tokenizer: Any, folder: Path) -> list[Path]:
         FILE_NAME: _json(describe(tokenizer)),
         "vocab.json": _json(tokenizer.encoder),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n",
+        VECTORS_FILE: _json(vectors(tokenizer)),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -96,6 +115,15 @@ def describe(tokenizer: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def vectors(tokenizer: Any) -> list[dict[str, Any]]:
+    """`VECTORS` with the original tokenizer's ids, padding cut off, and whether ftfy's repair of mojibake is needed."""
+    rows = [[int(id_) for id_ in row] for row in tokenizer(VECTORS)]
+    return [
+        {"text": text, "ids": row[: _used(row, PAD_ID)], "mojibake": index >= len(VECTORS) - NUM_REPAIRED}
+        for index, (text, row) in enumerate(zip(VECTORS, rows, strict=True))
+    ]
+
+
 def load(folder: Path) -> Tokenize:
     """The tokenizer of an export folder: texts to int32 [texts, context_length], `CLEANING` included.
 
@@ -133,6 +161,10 @@ def _normalizers() -> list[dict[str, Any]]:
 
 def _replace(pattern: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _used(row: Sequence[int], pad: int) -> int:
+    return max((i + 1 for i, id_ in enumerate(row) if id_ != pad), default=0)
 
 
 def _special(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.formats.test_device_results import EXECUTORCH, LITERT
 KIT = Path(__file__).parents[2] / "examples" / "on-device"
 
 
-def _agreed(folder):
+def agreed_contract(folder):
     """A contract with one program for each tool."""
     features = {"name": "x", "dtype": "float32", "shape": ["batch", 4], "minimum": -1, "maximum": 1, "unit_norm": True}
     image = {
@@ -51,7 +51,7 @@ def _collect(folder):
 
 
 def test_logs_become_results(tmp_path):
-    agreed = _agreed(tmp_path)
+    agreed = agreed_contract(tmp_path)
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "device.txt").write_text(

@@ -1,0 +1,221 @@
+// The student in a worker: fetches and checks its programs, runs them in ONNX Runtime Web, and tests itself.
+//
+// Messages are { id, call, arguments }; answers { id, value } or { id, error }; { progress } comes in between.
+
+import { createCleaner } from "./cleaning.js";
+import { decode, goldenPicture, toInput } from "./pixels.js";
+import { createTokenizer } from "./tokenizer.js";
+
+const ROOT = new URL("../", import.meta.url);
+const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };
+const TEXTS_AT_ONCE = 8;
+const MIN_COSINE = 0.999;
+
+let contract = null;
+let golden = null;
+let tokenize = null;
+const runtimes = new Map();
+const sessions = new Map();
+
+const calls = {
+  /** The contract, and whether WebGPU is there. */
+  async open() {
+    [contract, golden] = await Promise.all([json("contract.json"), json("golden.json")]);
+    const adapter = await self.navigator.gpu?.requestAdapter().catch(() => null);
+    return { contract, backends: adapter ? ["webgpu", "wasm"] : ["wasm"] };
+  },
+
+  /** Load a program and test it; falls back to WebAssembly where WebGPU computes something else. */
+  async load(tower, precision, backend) {
+    const program = contract.programs.find((p) => p.tower === tower && p.precision === precision && p.format === "onnx");
+    if (!program) throw new Error(`This bundle has no ${precision} ${tower} program for this page.`);
+    if (tower === "text") tokenize ??= await openTokenizer();
+    const bytes = await fetchProgram(program);
+    const order = backend === "webgpu" ? ["webgpu", "wasm"] : ["wasm"];
+    const refused = [];
+    for (const candidate of order) {
+      try {
+        const started = performance.now();
+        await sessions.get(tower)?.session.release();
+        sessions.delete(tower);
+        const opened = await openSession(bytes, candidate);
+        sessions.set(tower, opened);
+        const loadMs = performance.now() - started;
+        const test = tower === "image" ? await testImage() : await testText();
+        if (test.cosine < floor(program)) throw new Error(`self-test gave cosine ${test.cosine.toFixed(4)}`);
+        return { tower, precision, backend: candidate, threads: opened.threads, loadMs, test, refused };
+      } catch (error) {
+        refused.push(`${candidate}: ${error.message ?? error}`);
+      }
+    }
+    sessions.delete(tower);
+    throw new Error(`The ${tower} program does not run here (${refused.join("; ")}).`);
+  },
+
+  /** A picture file to its unit-norm embedding and a thumbnail. */
+  async encodeImage(blob) {
+    const started = performance.now();
+    const { rgb, thumbnail } = await decode(blob, contract.image);
+    const decoded = performance.now();
+    const features = await run("image", toInput(rgb), [1, 3, contract.image.size, contract.image.size]);
+    return { features, thumbnail, prepareMs: decoded - started, runMs: performance.now() - decoded };
+  },
+
+  /** Texts to their unit-norm embeddings, one row each. */
+  async encodeTexts(texts) {
+    const started = performance.now();
+    const tokens = texts.map(tokenize);
+    const features = await encodeTokens(tokens);
+    return { features, runMs: (performance.now() - started) / Math.max(1, texts.length) };
+  },
+
+  tokens: (texts) => texts.map((text) => [...tokenize(text)]),
+  pixels: async (blob) => [...(await decode(blob, contract.image)).rgb],
+  labels: async (bank) => openBank(contract.prompt_banks.find((b) => b.name === bank)),
+};
+
+// One call at a time: a runtime does not take two at once.
+let turn = Promise.resolve();
+self.onmessage = ({ data }) => {
+  turn = turn.then(() => answer(data));
+};
+
+async function answer({ id, call, args }) {
+  try {
+    self.postMessage({ id, value: await calls[call](...args) });
+  } catch (error) {
+    self.postMessage({ id, error: String(error.message ?? error) });
+  }
+}
+
+async function get(path) {
+  const response = await fetch(new URL(path, ROOT));
+  if (!response.ok) throw new Error(`${path} is not there (${response.status}).`);
+  return response;
+}
+
+async function json(path) {
+  return (await get(path)).json();
+}
+
+/** The bytes of a program, checked against the contract where the browser can hash (https or localhost). */
+async function fetchProgram(program) {
+  const bytes = new Uint8Array(program.bytes);
+  const reader = (await get(program.path)).body.getReader();
+  let at = 0;
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    if (at + part.value.length > bytes.length) throw new Error(`${program.path} is longer than its contract says.`);
+    bytes.set(part.value, at);
+    at += part.value.length;
+    self.postMessage({ progress: { tower: program.tower, share: at / program.bytes, bytes: program.bytes } });
+  }
+  if (at !== bytes.length || !(await isPromised(bytes, program.sha256))) {
+    throw new Error(`${program.path} is not the file its contract was written for.`);
+  }
+  return bytes;
+}
+
+async function isPromised(bytes, sha256) {
+  if (!self.crypto?.subtle) return true;
+  const digest = new Uint8Array(await self.crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("") === sha256;
+}
+
+async function openSession(bytes, backend) {
+  if (!runtimes.has(backend)) {
+    const ort = await import(RUNTIMES[backend]);
+    ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
+    ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, self.navigator.hardwareConcurrency ?? 1) : 1;
+    ort.env.logLevel = "error";
+    runtimes.set(backend, ort);
+  }
+  const ort = runtimes.get(backend);
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: [backend], logSeverityLevel: 3 });
+  return { ort, session, threads: ort.env.wasm.numThreads };
+}
+
+async function run(tower, data, shape) {
+  const { ort, session } = sessions.get(tower);
+  const feeds = { [session.inputNames[0]]: new ort.Tensor(tower === "image" ? "float32" : "int32", data, shape) };
+  const results = await session.run(feeds);
+  return results[session.outputNames[0]].data.slice();
+}
+
+async function encodeTokens(rows) {
+  const length = contract.text.context_length, dim = contract.embed_dim;
+  const features = new Float32Array(rows.length * dim);
+  for (let first = 0; first < rows.length; first += TEXTS_AT_ONCE) {
+    const part = rows.slice(first, first + TEXTS_AT_ONCE);
+    const data = new Int32Array(part.length * length);
+    part.forEach((row, i) => data.set(row, i * length));
+    features.set(await run("text", data, [part.length, length]), first * dim);
+  }
+  return features;
+}
+
+async function openTokenizer() {
+  if (contract.text.tokenizer !== "clip-bpe") throw new Error("This student's tokenizer does not run in a browser.");
+  const [description, tables] = await Promise.all([json("tokenizer/tokenizer.json"), json("page/cleaning.json")]);
+  const clean = createCleaner(tables), encode = createTokenizer(description);
+  return (text) => encode(clean(text));
+}
+
+/** Labels and embeddings of a prompt bank; int8 and float16 rows are widened. */
+async function openBank(bank) {
+  const about = await json(bank.path.replace(/\.safetensors$/, ".json"));
+  const buffer = await (await get(bank.path)).arrayBuffer();
+  const view = new DataView(buffer);
+  const start = 8 + Number(view.getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+  const [from] = header.embeddings.data_offsets;
+  const count = about.labels.length * contract.embed_dim;
+  const scale = header.scales ? (i) => view.getFloat32(start + header.scales.data_offsets[0] + 4 * i, true) : () => 1;
+  const read = {
+    F32: (i) => view.getFloat32(start + from + 4 * i, true),
+    F16: (i) => half(view.getUint16(start + from + 2 * i, true)),
+    I8: (i) => view.getInt8(start + from + i) * scale(Math.floor(i / contract.embed_dim)),
+  }[header.embeddings.dtype];
+  return { labels: about.labels, features: unitRows(Float32Array.from({ length: count }, (_, i) => read(i))) };
+}
+
+function half(bits) {
+  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  return sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
+}
+
+function unitRows(rows) {
+  const dim = contract.embed_dim;
+  for (let first = 0; first < rows.length; first += dim) {
+    const row = rows.subarray(first, first + dim);
+    const length = Math.hypot(...row);
+    row.forEach((value, i) => { row[i] = value / length; });
+  }
+  return rows;
+}
+
+async function testImage() {
+  const size = contract.image.size;
+  const features = await run("image", toInput(goldenPicture(size)), [1, 3, size, size]);
+  return { cosine: smallestCosine(features, golden.image_features) };
+}
+
+async function testText() {
+  const rows = golden.texts.map(tokenize);
+  const equal = rows.filter((row, i) => row.every((id, j) => id === golden.tokens[i][j])).length;
+  if (equal !== rows.length) throw new Error(`the tokenizer gave ${rows.length - equal} wrong rows`);
+  return { cosine: smallestCosine(await encodeTokens(rows), golden.text_features), tokens: equal };
+}
+
+/** What a right program reaches: its own proof on many samples, with room for another picture. */
+function floor(program) {
+  return Math.min(MIN_COSINE, 1 - 4 * (1 - (program.figures.cosine_min ?? 1)));
+}
+
+function smallestCosine(features, wanted) {
+  const dim = contract.embed_dim;
+  return Math.min(...wanted.map((row, i) => {
+    const own = features.subarray(i * dim, (i + 1) * dim);
+    const dot = row.reduce((sum, value, j) => sum + value * own[j], 0);
+    return dot / (Math.hypot(...row) * Math.hypot(...own));
+  }));
+}

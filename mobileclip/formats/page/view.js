@@ -1,0 +1,90 @@
+// What the page shows; text goes in as text, never as markup.
+
+/** Options of a select; hidden names for values may be given. */
+export function fillSelect(select, values, wish, names = {}) {
+  select.replaceChildren(...values.map((value) => {
+    const option = element("option", names[value] ?? value);
+    option.value = value;
+    return option;
+  }));
+  if (values.includes(wish)) select.value = wish;
+}
+
+const tiles = new WeakMap();
+
+/** Tiles in this order; a picture keeps its tile, so that nothing flickers. */
+export function showGallery(list, pictures, { current, scores, choose }) {
+  list.replaceChildren(...pictures.map((picture) => {
+    if (!tiles.has(picture)) tiles.set(picture, tile(picture, choose));
+    const { item, button, image, score } = tiles.get(picture);
+    if (picture.url && image.getAttribute("src") !== picture.url) image.src = picture.url;
+    if (picture === current) button.setAttribute("aria-current", "true");
+    else button.removeAttribute("aria-current");
+    item.classList.toggle("waiting", !picture.features);
+    score.hidden = !scores.has(picture);
+    score.className = score.hidden ? "" : "score";
+    score.textContent = scores.get(picture)?.toFixed(3) ?? "";
+    return item;
+  }));
+}
+
+function tile(picture, choose) {
+  const item = document.createElement("li"), button = document.createElement("button");
+  const image = document.createElement("img"), score = document.createElement("span");
+  button.type = "button";
+  button.onclick = () => choose(picture);
+  image.alt = picture.file.name;
+  button.append(image);
+  item.append(button, score);
+  return { item, button, image, score };
+}
+
+export function showScores(list, rows) {
+  list.replaceChildren(...rows.map(({ label, share }, i) => {
+    const item = document.createElement("li");
+    const bar = element("span", "", "bar"), filled = document.createElement("i");
+    filled.style.setProperty("--share", `${(100 * share).toFixed(1)}%`);
+    bar.append(filled);
+    item.append(element(i === 0 ? "b" : "span", label), element("span", percent(share), "value"), bar);
+    return item;
+  }));
+}
+
+export function showFacts(table, state, median) {
+  const { contract, image, text, times } = state;
+  const program = (loaded) => {
+    const size = contract.programs.find((p) => p.tower === loaded.tower && p.precision === loaded.precision && p.format === "onnx").bytes;
+    const threads = loaded.backend === "wasm" ? `, ${loaded.threads} thread${loaded.threads > 1 ? "s" : ""}` : "";
+    return `${loaded.precision}, ${(size / 1e6).toFixed(1)} MB, ${loaded.backend === "webgpu" ? "WebGPU" : "WebAssembly"}${threads}, started in ${loaded.loadMs.toFixed(0)} ms`;
+  };
+  const rows = [["Image program", program(image)]];
+  if (times.image.length) {
+    rows.push(["A picture", `${median(times.image).toFixed(1)} ms, and ${median(times.prepare).toFixed(1)} ms to decode and resize`]);
+  }
+  rows.push(["Text program", text ? program(text) : "not loaded: it comes with the first typed text"]);
+  if (times.text.length) rows.push(["A text", `${median(times.text).toFixed(1)} ms`]);
+  rows.push(["Self-test", [
+    `golden picture at cosine ${image.test.cosine.toFixed(6)}`,
+    text && `${text.test.tokens} golden texts: tokens equal, cosine ${text.test.cosine.toFixed(6)}`,
+    ...[image, text].flatMap((loaded) => loaded?.refused ?? []).map((why) => `refused ${why}`),
+  ].filter(Boolean).join("; ")]);
+  rows.push(["Input", `${contract.image.size} px, ${contract.image.interpolation}, squashed; ${contract.text.context_length} tokens`]);
+  rows.push(["Embedding", `${contract.embed_dim} values, logit scale ${contract.logit_scale.toFixed(2)}`]);
+  rows.push(["License of the weights", contract.license]);
+  table.replaceChildren(...rows.map(([name, value]) => {
+    const row = document.createElement("tr");
+    row.append(element("th", name), element("td", value));
+    return row;
+  }));
+}
+
+function percent(share) {
+  return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+}
+
+function element(tag, text, className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
