@@ -18,6 +18,7 @@ TOOLS = {
     "run": "run the whole chain, or a part of it; what is current is not run again",
     "status": "show which stages are current, changed or missing",
     "verify": "re-hash and check every file of a dataset, and replay stored views",
+    "plan": "estimate GPU-hours, storage, shards and groups of a reinforced dataset, and when it pays",
     "params": "print a params file with every key and its meaning",
     "models": "list the architectures with their sizes",
     "trace": "print the lineage of a file or stage folder back to its data",
@@ -103,6 +104,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("folders", nargs="+", metavar="FOLDER", help="stage folder or raw dataset, local or s3://")
         parser.add_argument("--remote", required=True, help="the DVC remote: a folder or s3:// prefix")
         parser.add_argument("--pointers", default="", help="where FOLDER.dvc goes; default: beside a local FOLDER")
+    if command == "plan":
+        from mobileclip import plan_command
+
+        plan_command.add_options(parser)
     if command in {"history", "rollback", "explain"}:
         parser.add_argument("model", help="name in the model registry")
     if command == "rollback":

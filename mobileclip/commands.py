@@ -95,6 +95,13 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """Print what a reinforced dataset costs."""
+    from mobileclip import plan_command
+
+    return plan_command.run(arguments)
+
+
 def models(_: argparse.Namespace) -> int:
     """List the architectures."""
     from mobileclip.models.listing import describe_models
