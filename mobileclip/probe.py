@@ -20,7 +20,6 @@ def measure(
     captioner: str = "",
     batch: int = 16,
     seconds: float = 5.0,
-    precision: str = "float32",
 ) -> Rates:
     """Time the architectures with random weights, which compute what trained ones do.
 
@@ -30,7 +29,6 @@ def measure(
         captioner: CoCa architecture; empty = the paper's figure, scaled as the teacher's.
         batch: Items at once.
         seconds: Shortest time of each measurement [s].
-        precision: Of the teacher.
 
     Raises:
         ConfigError: There is no such architecture.
@@ -39,8 +37,8 @@ def measure(
     clip = zoo.create(teacher)
     pixels = torch.randint(0, 256, (batch, 3, clip.preprocess.size, clip.preprocess.size), dtype=torch.uint8)
     texts = [f"{_TEXT} {index}" for index in range(batch)]
-    image = _per_item(lambda: embed_pixels(clip, pixels, batch_size=batch, precision=precision), batch, seconds)
-    text = _per_item(lambda: embed_texts(clip, texts, batch_size=batch, precision=precision), batch, seconds)
+    image = _per_item(lambda: embed_pixels(clip, pixels, batch_size=batch), batch, seconds)
+    text = _per_item(lambda: embed_texts(clip, texts, batch_size=batch), batch, seconds)
     caption = _caption(captioner, batch, seconds) if captioner else PAPER.caption * image / PAPER.image
     named = f"teacher {teacher}, student {student}" + (f", captioner {captioner}" if captioner else "")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
