@@ -91,7 +91,7 @@ def _train(
     dataset = PairDataset(data, content, recipe)
     result = train_clip(
         clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
-        key={"data": content.digest(), "config": config.model_dump(mode="json")},
+        key={"data": content.digest(), "config": config.model_dump(mode="json", exclude={"training", "control"})},
         folder=storage.join(out, name), title=name,
         validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
     )  # fmt: skip
