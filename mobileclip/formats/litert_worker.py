@@ -1,0 +1,65 @@
+"""Worker of `mobileclip.formats.litert`: runs in the converter's environment and imports nothing of the project.
+
+Its folder holds `traced.pt2` and `request.json` (`names` of input and output, `precision`); it leaves `program.tflite`
+and `reply.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import litert_torch
+import torch
+from ai_edge_quantizer import algorithm_manager, quantizer, recipe_manager
+from ai_edge_quantizer.qtyping import TFLOperationName
+
+
+class Named(torch.nn.Module):
+    """The traced tower with a named output: a dictionary's key becomes the output's name."""
+
+    def __init__(self, traced: torch.nn.Module, names: tuple[str, str]) -> None:
+        """Wrap a traced module with one input and one output."""
+        super().__init__()
+        self.traced = traced
+        self.given, self.result = names
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The one input, by its name."""
+        return {self.result: self.traced(inputs[self.given])}
+
+
+def work(folder: Path) -> None:
+    """Convert `traced.pt2` in `folder`."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    program = torch.export.load(folder / "traced.pt2")
+    names = (request["names"][0], request["names"][1])
+    row = program.example_inputs[0][0]
+    module = Named(program.module(), names)
+    module.training = False  # a traced module has no eval(), and was traced in that mode
+    module.traced.training = False
+    target = folder / "program.tflite"
+    litert_torch.convert(module, sample_kwargs={names[0]: row}).export(str(target))
+    if request["precision"] != "float32":
+        _quantize(target, request["precision"])
+    reply = {"bytes": target.stat().st_size}
+    (folder / "reply.json").write_text(json.dumps(reply), encoding="utf-8")
+
+
+def _quantize(path: Path, precision: str) -> None:
+    """Weights as float16 or int8 (computing in float32), or int8 with activations per call."""
+    manager, every = recipe_manager.RecipeManager(), TFLOperationName.ALL_SUPPORTED
+    if precision == "int8":
+        manager.add_dynamic_config(regex=".*", operation_name=every, num_bits=8)
+    elif precision == "int8_weights":
+        manager.add_weight_only_config(regex=".*", operation_name=every, num_bits=8)
+    elif precision == "float16":
+        casting = algorithm_manager.AlgorithmName.FLOAT_CASTING
+        manager.add_weight_only_config(regex=".*", operation_name=every, num_bits=16, algorithm_key=casting)
+    else:
+        raise ValueError(f"precision: got {precision}, want int8, int8_weights or float16.")
+    tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
+    tool.quantize().export_model(str(path), overwrite=True)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
