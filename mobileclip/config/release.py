@@ -6,6 +6,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mobileclip.config.base import Name, Section, Split
 
+Corruption = Literal[
+    "gaussian_noise", "shot_noise", "impulse_noise", "gaussian_blur", "defocus_blur", "motion_blur",
+    "brightness", "contrast", "saturate", "pixelate", "jpeg",
+]  # fmt: skip
+
 
 class Classification(Section):
     """One zero-shot classification over a metadata field."""
@@ -37,6 +42,22 @@ class Evaluate(Section):
     """Coverage of the intervals."""
     batch_size: PositiveInt = 128
     """Samples per forward pass."""
+    negative_field: str = ""
+    """Metadata field with wrong captions of each picture, as SugarCrepe has them; empty = not measured."""
+    linear_probe: bool = False
+    """Train a linear classifier per zero-shot task on frozen embeddings of the probe split."""
+    linear_probe_l2: PositiveFloat = 1e-3
+    """Penalty on its squared weights."""
+    knn: NonNegativeInt = 0
+    """Neighbors in the probe split that vote on each zero-shot task; 0 = not measured."""
+    probe_split: Split = "train"
+    """Split that the linear classifier and the neighbors come from."""
+    corruptions: list[Corruption] = []
+    """Kinds of corruption under which the headline metric is measured again; empty = none."""
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1, 3, 5]
+    """Severities of each corruption, 1 to 5."""
+    resolutions: list[Annotated[int, Field(ge=32, le=4096)]] = []
+    """Input sizes in pixels at which the headline metric is measured again; empty = none."""
     gallery: Annotated[int, Field(ge=0, le=40)] = 12
     """Queries shown in the report's retrieval gallery, half of them texts, half pictures."""
     seed: NonNegativeInt = 0

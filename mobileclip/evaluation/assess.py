@@ -1,7 +1,7 @@
 """Score models on one evaluation set: all samples and every slice, retrieval and every zero-shot task."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ class Task:
         classes: Class names, sorted.
         rows: Positions of the samples that have the field.
         labels: Their classes [len(rows)].
+        class_features: Unit-norm class embeddings [classes, dim] by model.
         predictions: Answers by model.
     """
 
@@ -54,6 +55,7 @@ class Task:
     classes: list[str]
     rows: Ints
     labels: Ints
+    class_features: dict[str, Features]
     predictions: dict[str, zero_shot.Predictions]
 
 
@@ -95,13 +97,20 @@ class Assessment:
     resamples: Resamples
 
 
-def assess(models: Mapping[str, Clip], data: EvaluationSet, config: Evaluate) -> Assessment:
+Further = Callable[[Retrieval, list[Task]], Mapping[str, Mapping[str, Measure]]]
+"""From the tasks as they were solved to further measures of all samples, by model and metric."""
+
+
+def assess(
+    models: Mapping[str, Clip], data: EvaluationSet, config: Evaluate, *, further: Further | None = None
+) -> Assessment:
     """Run every task of the section.
 
     Args:
         models: `student` and, where there is one, `control`.
         data: Metadata and image embeddings.
         config: The `evaluate` section.
+        further: What else is measured on all samples; none = nothing.
 
     Raises:
         DataError: The samples lack a field that the section names.
@@ -111,7 +120,8 @@ def assess(models: Mapping[str, Clip], data: EvaluationSet, config: Evaluate) ->
     tasks = [_task(models, data, spec, index, config) for index, spec in enumerate(config.classifications)]
     slices = field_values(data.metadata, config.slice_field, key="evaluate.slice_field") if config.slice_field else []
     scopes = [Scope("", "", np.arange(len(data.uids))), *_slice_scopes(slices, config.slice_field)]
-    scored = [_score(models, data, retrieval, tasks, slices, scope, config) for scope in scopes]
+    more = further(retrieval, tasks) if further else {}
+    scored = [_score(models, data, retrieval, tasks, slices, scope, config, more) for scope in scopes]
     if config.headline not in scored[0].table:
         raise ConfigError(f"evaluate.headline: got '{config.headline}', want one of {', '.join(scored[0].table)}.")
     return Assessment(data, retrieval, tasks, slices, scored, _resamples(len(data.uids), config))
@@ -164,16 +174,16 @@ def _task(models: Mapping[str, Clip], data: EvaluationSet, spec: Classification,
     place = {name: number for number, name in enumerate(classes)}
     rows = np.array([row for row, value in enumerate(values) if value is not None])
     labels = np.array([place[value] for value in values if value is not None])
-    predictions = {}
+    features, predictions = {}, {}
     for name, clip in models.items():
-        class_features = zero_shot.class_embeddings(
+        features[name] = zero_shot.class_embeddings(
             lambda texts, n=name, c=clip: text_features(n, c, list(texts), batch_size=config.batch_size),  # type: ignore[misc]
             classes, spec.templates,
         )  # fmt: skip
         predictions[name] = zero_shot.classify(
-            data.image_features[name][rows], class_features, labels, logit_scale=clip.logit_scale
+            data.image_features[name][rows], features[name], labels, logit_scale=clip.logit_scale
         )
-    return Task(spec, classes, rows, labels, predictions)
+    return Task(spec, classes, rows, labels, features, predictions)
 
 
 def _slice_scopes(slices: list[str | None], slice_field: str) -> list[Scope]:
@@ -203,6 +213,7 @@ def _score(
     slices: list[str | None],
     scope: Scope,
     config: Evaluate,
+    more: Mapping[str, Mapping[str, Measure]],
 ) -> Scope:
     """Score one scope. Retrieval searches among the scope's own samples; a task keeps all its classes."""
     measures = {}
@@ -210,6 +221,7 @@ def _score(
         found = _retrieval_measures(name, data, retrieval, scope)
         for task in tasks:
             found |= _task_measures(name, task, scope, slices if not scope.name else [])
+        found |= more.get(name, {}) if not scope.name else {}
         measures[name] = found
     # A task without samples here is absent for every model alike.
     table = scores.score(measures, _resamples(len(scope.rows), config))

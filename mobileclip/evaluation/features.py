@@ -1,6 +1,6 @@
 """The evaluation split as models see it: embeddings of its pictures and texts, one decode for all models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,6 +18,8 @@ from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.zoo import Clip
 
 Features = NDArray[np.float32]
+Change = Callable[[NDArray[np.uint8], str], NDArray[np.uint8]]
+"""A picture and its uid to a picture of the same size."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,14 @@ class EvaluationSet:
 
 
 def embed_split(
-    models: Mapping[str, Clip], data: str, content: Manifest, *, split: str, batch_size: int
+    models: Mapping[str, Clip],
+    data: str,
+    content: Manifest,
+    *,
+    split: str,
+    batch_size: int,
+    change: Change | None = None,
+    size: int = 0,
 ) -> EvaluationSet:
     """Read a split once and embed its pictures with every model.
 
@@ -46,9 +55,11 @@ def embed_split(
         content: Its manifest.
         split: train, validation or test.
         batch_size: Pictures per forward pass.
+        change: What is done to each picture at the model's input size, uint8 [height, width, 3], with its uid.
+        size: Input size in pixels instead of the models' own; 0 = their own.
 
     Raises:
-        DataError: The split is empty.
+        DataError: The split is empty, or a model takes no other input size.
         IntegrityError: A model gives values that are not finite.
     """
     total = sum(shard.samples for shard in content.split(split))
@@ -66,10 +77,27 @@ def embed_split(
         pictures = [decode(sample.image) for sample in batch]
         for name, clip in models.items():
             pre = clip.preprocess
-            pixels = torch.stack([resize(picture, pre.size, pre.interpolation) for picture in pictures])
-            parts[name].append(embed_pixels(clip, pixels, batch_size=batch_size))
+            resized = [resize(picture, size or pre.size, pre.interpolation) for picture in pictures]
+            if change:
+                resized = [_changed(pixels, change, sample.uid) for pixels, sample in zip(resized, batch, strict=True)]
+            parts[name].append(_embed(name, clip, torch.stack(resized), batch_size, size))
     features = {name: _finite(name, torch.cat(part)) for name, part in parts.items()}
     return EvaluationSet(uids, metadata, features)
+
+
+def _changed(pixels: torch.Tensor, change: Change, uid: str) -> torch.Tensor:
+    found = change(pixels.permute(1, 2, 0).numpy(), uid)
+    return torch.from_numpy(found).permute(2, 0, 1)
+
+
+def _embed(name: str, clip: Clip, pixels: torch.Tensor, batch_size: int, size: int) -> torch.Tensor:
+    try:
+        return embed_pixels(clip, pixels, batch_size=batch_size)
+    except (RuntimeError, AssertionError) as error:
+        if not size:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"evaluate.resolutions: got {size}, which the {name} does not take ({reason}).") from None
 
 
 def text_features(name: str, clip: Clip, texts: list[str], *, batch_size: int) -> Features:

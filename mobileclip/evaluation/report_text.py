@@ -18,14 +18,28 @@ _MEASURES = {
     "worst_class": "Worst class",
     "worst_slice": "Worst slice",
     "ece": "Calibration error (lower is better)",
+    "accuracy": "Right caption before wrong ones",
+}
+_KINDS = {
+    "zero_shot": "Zero-shot",
+    "linear_probe": "Linear probe",
+    "knn": "Nearest neighbors",
+    "composition": "Composition",
 }
 
 
 def metric_label(metric: str) -> tuple[str, str]:
     """Task and measure of a metric name in words: `retrieval/i2t/r1` is `Retrieval, image to text`, `Recall at 1`."""
     kind, task, measure = metric.split("/", maxsplit=2)
-    name = f"Recall at {measure[1:]}" if kind == "retrieval" and measure[1:].isdigit() else _MEASURES[measure]
-    return (f"Retrieval, {SIDES[task]}" if kind == "retrieval" else f"Zero-shot, {task}"), name
+    if kind == "robustness":
+        title = "all corruptions" if task == "mean" else task.replace("_", " ")
+        return f"Corrupted pictures, {title}", "Mean" if task == "mean" else f"Headline, severity {measure[1:]}"
+    if kind == "resolution":
+        return "Other input sizes", f"Headline at {task} pixels"
+    if kind == "retrieval":
+        name = f"Recall at {measure[1:]}" if measure[1:].isdigit() else _MEASURES[measure]
+        return f"Retrieval, {SIDES[task]}", name
+    return f"{_KINDS[kind]}, {task}", _MEASURES[measure]
 
 
 def is_rank(metric: str) -> bool:

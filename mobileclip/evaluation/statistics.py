@@ -175,12 +175,25 @@ def mean_of(*statistics: Statistic) -> Statistic:
     return lambda weights: np.mean([statistic(weights) for statistic in statistics], axis=0)
 
 
+def group_sums(values: Floats, groups: Ints, num_groups: int) -> Callable[[Floats], Floats]:
+    """Weighted sum of each group: weights [resamples, samples] to [resamples, num_groups]."""
+    order = np.argsort(groups, kind="stable")
+    present, starts = np.unique(groups[order], return_index=True)
+
+    def sums(weights: Floats) -> Floats:
+        found = np.zeros((len(weights), num_groups))
+        if len(present):
+            found[:, present] = np.add.reduceat((weights * values)[:, order], starts, axis=1)
+        return found
+
+    return sums
+
+
 def group_means(hits: Floats, groups: Ints, num_groups: int) -> Callable[[Floats], Floats]:
     """Mean of each group: weights [resamples, samples] to [resamples, num_groups], NaN where a group is absent."""
-    member = np.zeros((len(groups), num_groups))
-    member[np.arange(len(groups)), groups] = 1.0
-    scored = member * hits[:, None]
-    return lambda weights: _divide(weights @ scored, weights @ member)
+    scored = group_sums(hits, groups, num_groups)
+    members = group_sums(np.ones(len(groups)), groups, num_groups)
+    return lambda weights: _divide(scored(weights), members(weights))
 
 
 def mean_over_groups(hits: Floats, groups: Ints, num_groups: int) -> Statistic:

@@ -2,12 +2,13 @@
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import mobileclip
 from mobileclip import manifest, storage
 from mobileclip.config import Evaluate
-from mobileclip.evaluation import exhibits, plots, report_data
+from mobileclip.evaluation import cost, exhibits, extras, plots, report_data
 from mobileclip.evaluation.assess import Assessment, assess, metrics, results
 from mobileclip.evaluation.features import embed_split
 from mobileclip.evaluation.report_page import Report, render
@@ -35,7 +36,7 @@ def run(config: Evaluate, *, out: str, tracker: Tracker, data: str, student: str
 
     Returns:
         Flat metrics: `MODEL/METRIC` with `/low` and `/high`, `delta/METRIC`, `chance/METRIC`, `majority/METRIC`, and
-        the same below `slice/VALUE/`. Shares are 0 to 1, ranks start at 1.
+        the same below `slice/VALUE/`; `cost/MODEL/TOWER/parameters` and `/macs`. Shares are 0 to 1, ranks start at 1.
 
     Raises:
         DataError: The split is empty, there is no student, or samples lack a field the section names.
@@ -47,8 +48,10 @@ def run(config: Evaluate, *, out: str, tracker: Tracker, data: str, student: str
     models = _load(student)
     embedded = embed_split(models, data, content, split=config.split, batch_size=config.batch_size)
     embedding_seconds = time.perf_counter() - started
-    found = assess(models, embedded, config)
-    numbers = results(found, config)
+    setting = extras.Setting(models, data, content, embedded, config)
+    found = assess(models, embedded, config, further=partial(extras.measure, setting))
+    costs = {name: cost.describe(clip) for name, clip in models.items()}
+    numbers = {**results(found, config), "cost": costs}
     history = _history(student)
     _write(out, "results.json", _json(numbers))
     _write(out, "samples.jsonl", sample_table(found))
@@ -60,9 +63,10 @@ def run(config: Evaluate, *, out: str, tracker: Tracker, data: str, student: str
         "embedding_seconds": round(embedding_seconds, 3),
         "seconds": round(time.perf_counter() - started, 3),
         "samples": len(embedded.uids),
+        "peak_memory_mb": cost.peak_memory(models[STUDENT]),
     }
     _write(out, "timings.json", _json(timings))
-    return metrics(found)
+    return {**metrics(found), **_flat_costs(costs)}
 
 
 def _load(student: str) -> dict[str, zoo.Clip]:
@@ -70,6 +74,15 @@ def _load(student: str) -> dict[str, zoo.Clip]:
     if storage.exists(storage.join(student, CONTROL, zoo.CONFIG_FILE)):
         models[CONTROL] = zoo.load(f"trained:{CONTROL}", trained=student)
     return models
+
+
+def _flat_costs(costs: dict[str, dict[str, dict[str, int]]]) -> dict[str, float]:
+    return {
+        f"cost/{name}/{tower}/{what}": float(value)
+        for name, towers in costs.items()
+        for tower, facts in towers.items()
+        for what, value in facts.items()
+    }
 
 
 def _history(student: str) -> list[dict[str, Any]]:
