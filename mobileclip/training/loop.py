@@ -205,14 +205,9 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
 
     optimizer.zero_grad(set_to_none=True)
     losses, features = backward(
-        run.objective,
-        run.model,
-        batch,
-        chunks=config.accumulate,
-        autocast=autocast,
-        scale=run.scaler.scale,
-        check=check,
-    )
+        run.objective, run.model, batch, chunks=config.accumulate, autocast=autocast, scale=run.scaler.scale,
+        check=check, recompute=config.grad_checkpointing,
+    )  # fmt: skip
     parameters = [p for p in run.model.parameters() if p.grad is not None]
     world.sum_gradients(parameters)
     run.scaler.unscale_(optimizer)

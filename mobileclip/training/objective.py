@@ -11,7 +11,7 @@ The result is the large batch's gradient, at the price of one more forward pass.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,7 @@ def backward(
     autocast: Callable[[], torch.autocast],
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     check: Callable[[Tensor], None] = lambda _: None,
+    recompute: bool = False,
 ) -> tuple[Losses, Features]:
     """Add the gradient of a batch's loss to the parameters.
 
@@ -60,6 +61,8 @@ def backward(
         autocast: Context of the towers' precision; the criterion always computes in float32.
         scale: Factor on the loss against underflow of half-precision gradients.
         check: Called with the loss before any gradient is computed.
+        recompute: Whether backward passes run towers forward again (gradient checkpointing): their running statistics
+            must not move a second time.
 
     Returns:
         Losses and features of the batch, detached where `chunks` is above 1.
@@ -68,7 +71,8 @@ def backward(
         features = _encode(objective, batch, autocast)
         losses = objective.criterion(features, batch)
         check(losses["loss"])
-        scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
+        with kept_buffers(model) if recompute else nullcontext():
+            scale(losses["loss"]).backward()  # type: ignore[no-untyped-call]
         return losses, features
     parts = _split(batch, chunks)
     states, pieces = [], []
@@ -89,7 +93,8 @@ def backward(
             for name, gradient in cached.items():
                 gradients.append(gradient[starts[name] : starts[name] + len(piece[name])])
                 starts[name] += len(piece[name])
-            torch.autograd.backward([again[name] for name in cached], gradients)
+            with kept_buffers(model) if recompute else nullcontext():
+                torch.autograd.backward([again[name] for name in cached], gradients)
     return {name: value.detach() for name, value in losses.items()}, {k: v.detach() for k, v in features.items()}
 
 
