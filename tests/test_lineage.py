@@ -1,6 +1,7 @@
 """The chain from a file back to the data, on folders that real stages left."""
 
 import atexit
+import dataclasses
 import functools
 import io
 import json
@@ -171,6 +172,16 @@ def test_prints_every_stage_digest_and_problem(chain):
     text = console.file.getvalue()
     for part in ("prepare", "distill", entry.input_digest(str(chain / "prepare"))[:16], "is missing", "CC-BY-4.0"):
         assert part in text
+
+
+def test_names_stay_what_they_are_and_things_under_one_license_share_a_row(chain):
+    found = trace(str(chain / "distill"))
+    things = [Use("reinforce", f"column locked.{name} by trained:locked:x", "MIT") for name in ("views", "coca")]
+    console = Console(width=200, file=io.StringIO())
+    console.print(view.render(dataclasses.replace(found, nodes=[dataclasses.replace(found.nodes[0], uses=things)])))
+    rows = [line for line in console.file.getvalue().splitlines() if "locked" in line]
+    assert "column locked.views by trained:locked:x, column locked.coca by trained:locked:x" in rows[0]
+    assert rows[1:] == ["License: permissive, because of column locked.views by trained:locked:x (MIT) and 1 more"]
 
 
 def test_model_card_tells_evaluation_gates_licenses_and_lineage(chain):

@@ -79,6 +79,16 @@ def binding(uses: Iterable[Use]) -> tuple[Terms, list[Use]]:
     return strictest, [use for use in found if use.terms == strictest]
 
 
+def because(reasons: Iterable[Use]) -> str:
+    """What causes the binding terms, in words: per license the first thing that has it, and how many more have."""
+    by_license: dict[str, list[str]] = {}
+    for use in reasons:
+        by_license.setdefault(use.license, []).append(use.what)
+    more = {name: f" and {len(things) - 1} more" if len(things) > 1 else "" for name, things in by_license.items()}
+    parts = [f"{things[0]} ({name}){more[name]}" for name, things in by_license.items()]
+    return "; ".join(parts) or "nothing is recorded"
+
+
 def not_commercial(uses: Iterable[Use]) -> list[Use]:
     """The things that forbid commercial use, or do not show that they allow it."""
     return [use for use in uses if use.terms in {Terms.UNKNOWN, Terms.RESEARCH_ONLY}]

@@ -6,9 +6,10 @@ from typing import Any
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
-from mobileclip.lineage.licenses import binding
+from mobileclip.lineage.licenses import because, binding, classify
 from mobileclip.lineage.trace import Node, Trace, is_copy
 
 _SHORT = 16
@@ -40,22 +41,25 @@ def render(found: Trace, origins: Mapping[str, Mapping[str, str]] | None = None)
         origins: Run, commit, DVC and Kubeflow names by record digest.
     """
     by_digest = {node.digest: node for node in found.nodes}
-    tree = Tree(f"[bold]{found.target}[/bold]")
+    tree = Tree(_text(f"[bold]{escape(found.target)}[/bold]"))
     _grow(tree, found.nodes[0], by_digest, found, dict(origins or {}), set())
-    terms, reasons = binding(found.uses)
-    because = "; ".join(f"{use.what}: {use.license}" for use in reasons) or "nothing is recorded"
     checked = sum(node.checked for node in found.nodes)
     absent = sum(node.absent for node in found.nodes)
     digests = f"{checked} digests agree" + (f", {absent} files not at hand" if absent else "")
-    problems = [f"[red]{escape(problem)}[/red]" for problem in found.problems] or ["nothing disagrees"]
-    return Group(tree, licenses(found), f"License: [bold]{terms.label}[/bold] ({because})", digests, *problems)
+    problems = [_text(f"[red]{escape(problem)}[/red]") for problem in found.problems] or [Text("nothing disagrees")]
+    terms, reasons = binding(found.uses)
+    verdict = Text(f"License: {terms.label}, because of {because(reasons)}")
+    return Group(tree, licenses(found), verdict, Text(digests), *problems)
 
 
 def licenses(found: Trace) -> Table:
-    """Every licensed thing of the chain."""
-    table = Table("stage", "what", "license", "terms", title="Licenses")
+    """Every licensed thing of the chain; those of one stage under one license share a row."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for use in found.uses:
-        table.add_row(use.stage, use.what, use.license, use.terms.label)
+        rows.setdefault((use.stage, use.license), []).append(use.what)
+    table = Table("stage", "what", "license", "terms", title="Licenses")
+    for (stage, license_), things in rows.items():
+        table.add_row(stage, Text(", ".join(dict.fromkeys(things))), Text(license_), classify(license_).label)
     return table
 
 
@@ -71,7 +75,7 @@ def _grow(
     facts += [f"code {node.record['code'][:_SHORT]}", f"version {node.record['version']}"]
     facts += [f"{name} {value[:_SHORT]}" for name, value in origins.get(node.digest, {}).items()]
     where = "(record kept in the registry)" if is_copy(node.uri) else escape(node.uri)
-    branch = tree.add(f"[bold]{node.stage}[/bold] {where}\n[dim]{escape('  '.join(facts))}[/dim]")
+    branch = tree.add(_text(f"[bold]{node.stage}[/bold] {where}\n[dim]{escape('  '.join(facts))}[/dim]"))
     if node.digest in seen:
         branch.add("[dim]shown above[/dim]")
         return
@@ -81,7 +85,12 @@ def _grow(
             _grow(branch, by_digest[digest], by_digest, found, origins, seen)
     for stage, name, digest, uri in found.outside:
         if stage == node.stage:
-            branch.add(f"{name}: from outside, {digest[:_SHORT]} {escape(uri) or '(not at hand)'}")
+            branch.add(Text(f"{name}: from outside, {digest[:_SHORT]} {uri or '(not at hand)'}"))
     for stage, name, digest in found.lost:
         if stage == node.stage:
-            branch.add(f"[red]{name}: {digest[:_SHORT]} not found[/red]")
+            branch.add(_text(f"[red]{name}: {digest[:_SHORT]} not found[/red]"))
+
+
+def _text(markup: str) -> Text:
+    """Styled text in which a name like `by trained:locked:` stays what it is; rich would see an emoji in it."""
+    return Text.from_markup(markup, emoji=False)

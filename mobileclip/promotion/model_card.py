@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mobileclip.lineage.licenses import Terms, binding
+from mobileclip.lineage.licenses import Terms, because, binding
 from mobileclip.lineage.trace import Trace
 
 _MEANING = {
@@ -105,10 +105,9 @@ def _gates(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 def _licenses(found: Trace) -> str:
     terms, reasons = binding(found.uses)
-    because = "; ".join(f"{use.what} ({use.license})" for use in reasons) or "nothing is recorded"
     rows = [(use.stage, use.what, use.license, use.terms.label) for use in found.uses]
     return (
-        f"## Licenses\n\nThe most restrictive one binds the student: **{terms.label}**, because of {because}. "
+        f"## Licenses\n\nThe most restrictive one binds the student: **{terms.label}**, because of {because(reasons)}. "
         f"{_MEANING[terms]}\n\n" + _table(("Stage", "What", "License", "Terms"), rows)
     )
 
