@@ -26,6 +26,7 @@ TOOLS = {
     "rollback": "make the previous champion the champion again",
     "explain": "print the gate's verdicts on a model version",
     "publish": "write folders into a DVC remote, without DVC or git",
+    "suite": "score a model on the 38 tasks of the DataComp suite, or a registry of your own",
 }
 
 
@@ -81,6 +82,7 @@ def _dispatch(command: str, arguments: list[str]) -> int:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"mobileclip {command}", description=TOOLS[command].capitalize() + ".")
+    _MORE.get(command, lambda _: None)(parser)
     if command in {"run", "status"}:
         parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="one section per stage")
         parser.add_argument("--root", default="runs/local", help="folder or s3:// prefix; stage X writes ROOT/X")
@@ -100,10 +102,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--root", action="append", default=[], help="where else earlier stages or raw inputs lie; may be repeated"
         )
-    if command == "publish":
-        parser.add_argument("folders", nargs="+", metavar="FOLDER", help="stage folder or raw dataset, local or s3://")
-        parser.add_argument("--remote", required=True, help="the DVC remote: a folder or s3:// prefix")
-        parser.add_argument("--pointers", default="", help="where FOLDER.dvc goes; default: beside a local FOLDER")
     if command == "plan":
         from mobileclip import plan_command
 
@@ -119,6 +117,30 @@ def _parser(command: str) -> argparse.ArgumentParser:
             "params", nargs="?", type=Path, help="params file to complete with comments; default: built in"
         )
     return parser
+
+
+def _add_publish(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="stage folder or raw dataset, local or s3://")
+    add("--remote", required=True, help="the DVC remote: a folder or s3:// prefix")
+    add("--pointers", default="", help="where FOLDER.dvc goes; default: beside a local FOLDER")
+
+
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="", help="output of distill, a checkpoint folder, or NAME:TAG")
+    add("--data", default="", help="folder or s3:// prefix with the tasks' folders")
+    add("--out", default="", help="where results.jsonl and suite.json go")
+    add("--registry", type=Path, default=None, help="YAML file with tasks; default: built in")
+    add("--tasks", nargs="+", default=[], metavar="KEY", help="only these tasks")
+    add("--require", action="store_true", help="fail where data is absent")
+    add("--list", action="store_true", help="list the tasks and where their data comes from")
+    add("--batch-size", type=int, default=128, help="pictures per forward pass")
+    add("--confidence", type=float, default=0.95, help="coverage of the intervals")
+    add("--seed", type=int, default=0, help="seed of the bootstrap")
+
+
+_MORE = {"publish": _add_publish, "suite": _add_suite}
 
 
 def _overview() -> str:

@@ -171,6 +171,27 @@ def publish(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def suite(arguments: argparse.Namespace) -> int:
+    """Score a model on the registry's tasks; what has no data is named as absent."""
+    from mobileclip.evaluation import registry, suite_table
+    from mobileclip.evaluation import suite as suites
+
+    tasks = suites.select(registry.read(arguments.registry), arguments.tasks)
+    if arguments.list:
+        Console(width=max(220, Console().width)).print(suite_table.listing(tasks))
+        return 0
+    for name in ("model", "data", "out"):
+        if not getattr(arguments, name):
+            raise ConfigError(f"suite: --{name} is missing, --help says what it is.")
+    summary = suites.run(
+        suites.load(arguments.model), tasks, data=arguments.data, out=arguments.out, require=arguments.require,
+        batch_size=arguments.batch_size, seed=arguments.seed, confidence=arguments.confidence,
+    )  # fmt: skip
+    Console(width=max(120, Console().width)).print(suite_table.render(summary))
+    sys.stdout.write(f"{suite_table.sentence(summary)}\nrows: {storage.join(arguments.out, suites.ROWS)}\n")
+    return 0
+
+
 def params(arguments: argparse.Namespace) -> int:
     """Print a complete params file."""
     from mobileclip.params_file import render
