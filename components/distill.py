@@ -1,10 +1,20 @@
-"""Component `distill`: train the student."""
+"""Component `distill`: train the student; `distill_nodes` on several nodes, `distill_variant` one of a sweep."""
 
 from typing import Any
 
 from kfp import dsl
 
 from components.images import component
+
+# What the launcher's task was given goes to the nodes: the pod of the launcher itself trains nothing.
+_TO_NODES = [
+    dsl.TaskConfigField.RESOURCES,
+    dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
+    dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
+    dsl.TaskConfigField.KUBERNETES_AFFINITY,
+    dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
+    dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
+]
 
 
 @component
@@ -35,4 +45,75 @@ def distill(
 
     where = stages.Run(root, code, generation)
     done = stages.run("distill", config, where, data=io.read(data))
+    io.hand_over(done, out, metrics)
+
+
+@component(task_config_passthroughs=_TO_NODES)
+def distill_nodes(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    nodes: dict[str, Any],
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    task: dsl.TaskConfig = None,
+) -> None:
+    """Train a student, and on request its plain-CLIP control, on several nodes: start the job, follow it, hand over.
+
+    Args:
+        config: Section `distill` of params.yaml, with every key.
+        root: Folder or s3:// prefix of the run; this stage writes `ROOT/distill`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        nodes: Number of nodes, processes on each, image, and kind of the job.
+        data: Reference to the calibrated dataset.
+        task: Resources, environment and volumes of the nodes; Kubeflow fills it in.
+
+    Returns:
+        out: Reference to the student, its control and the learning curves.
+        metrics: The stage's numbers.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import launch
+
+    where = launch.Run(root, code, generation)
+    done = launch.run("distill", config, where, nodes=launch.read_nodes(nodes), task=task, data=io.read(data))
+    io.hand_over(done, out, metrics)
+
+
+@component
+def distill_variant(
+    config: dict[str, Any],
+    variants: dict[str, Any],
+    name: str,
+    root: str,
+    code: str,
+    generation: str,
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Train one student of a sweep.
+
+    Args:
+        config: Section `distill` of params.yaml, with every key.
+        variants: What differs from it, by name of the student.
+        name: The student.
+        root: Folder or s3:// prefix of this student; this stage writes `ROOT/distill`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the sweep's root (part of the cache key).
+        data: Reference to the calibrated dataset.
+
+    Returns:
+        out: Reference to the student, its control and the learning curves.
+        metrics: The stage's numbers.
+    """
+    from mobileclip import kubeflow_io as io
+    from mobileclip import kubeflow_run as stages
+    from mobileclip import sweep
+
+    where = stages.Run(root, code, generation)
+    done = stages.run("distill", sweep.variant(config, variants, name), where, data=io.read(data))
     io.hand_over(done, out, metrics)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobileclip import entry, storage
+from mobileclip import entry, storage, sweep
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.kubeflow_run import Done, check_groups
 
@@ -136,6 +136,19 @@ def show_confusion(done: Done, artifact: Any) -> None:
 def show_file(done: Done, name: str, artifact: Any) -> None:
     """Copy a page of a stage's output into an HTML or Markdown artifact."""
     storage.write_bytes(artifact.path, storage.read_bytes(storage.join(done.uri, name)))
+
+
+def show_sweep(root: str, evaluations: Sequence[Any], programs: Sequence[Any], metrics: Any, report: Any) -> None:
+    """Write the report of a sweep and fill its artifacts.
+
+    Raises:
+        MobileClipError: A reference is stale, or students cannot be compared.
+    """
+    scored, exported = ([read(artifact) for artifact in group] for group in (evaluations, programs))
+    found = sweep.compare(root, scored, exported)
+    _write_json(metrics.path, found)
+    metrics.metadata.update(headline(found))
+    show_file(Done(sweep.FOLDER, storage.join(root, sweep.FOLDER), found), "pareto.html", report)
 
 
 def _record_digest(uri: str) -> str:

@@ -110,6 +110,29 @@ def run(
     return Done(stage, out, metrics)
 
 
+def is_done(stage: str, config: Mapping[str, Any], where: Run, **inputs: str) -> bool:
+    """Whether `ROOT/STAGE` holds the result for this code, config and these inputs.
+
+    Raises:
+        ConfigError: Section or code are not what the run was submitted with.
+    """
+    out, section, given = _resolve(stage, config, where, inputs)
+    return entry.is_current(stage, section, out, given)
+
+
+def take_part(stage: str, config: Mapping[str, Any], where: Run, **inputs: str) -> None:
+    """Be one of several processes of a stage; `run` hands its result over once all have ended.
+
+    Raises:
+        ConfigError: Section or code are not what the run was submitted with.
+    """
+    out, section, given = _resolve(stage, config, where, inputs)
+    if entry.is_current(stage, section, out, given):
+        logger.info("%s: '%s' is current", stage, out)
+    else:
+        entry.run_stage(stage, section, out=out, **given)
+
+
 def run_group(stage: str, config: Mapping[str, Any], where: Run, *, group: str, **inputs: str) -> str:
     """Run one group of a fan-out; what it or another process has committed before is not computed again.
 

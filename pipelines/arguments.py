@@ -2,11 +2,12 @@
 
 import json
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from kfp.dsl.base_component import BaseComponent
 
-from mobileclip import entry, kubeflow_run, storage
+from mobileclip import entry, kubeflow_run, storage, sweep
 from mobileclip.errors import ConfigError
 from pipelines.defaults import Sections
 from pipelines.release import EARLIER
@@ -30,7 +31,13 @@ def groups(count: int) -> list[str]:
 
 
 def build(
-    pipeline: BaseComponent, sections: Sections, *, root: str, num_groups: int, **external: str
+    pipeline: BaseComponent,
+    sections: Sections,
+    *,
+    root: str,
+    num_groups: int,
+    students: Mapping[str, Any] | None = None,
+    **external: str,
 ) -> dict[str, Any]:
     """Arguments of a pipeline whose root and inputs are visible from here.
 
@@ -39,19 +46,20 @@ def build(
         sections: Its sections; they decide on the generation.
         root: Folder or `s3://` prefix of the run.
         num_groups: Shares of the work of stages that fan out.
+        students: Variants of a sweep, by name.
         external: Inputs from outside the chain by name; empty = absent.
 
     Raises:
         ConfigError: An input is missing, or `num_groups` is out of range.
         DataError: An input, or an earlier run's stage, is not there.
     """
-    chosen = _choose(pipeline, root=root, num_groups=num_groups, **external)
+    chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
     for name, uri in external.items():
         if f"{name}_digest" in _names(pipeline) and uri:
             chosen[f"{name}_digest"] = entry.input_digest(uri)
     chosen |= _earlier(pipeline, root)
     wanted = {**chosen, **{stage: sections[stage] for stage in sections if stage in _names(pipeline)}}
-    return {**chosen, "generation": kubeflow_run.claim(root, wanted)}
+    return {**chosen, "generation": kubeflow_run.claim(_claimed(pipeline, root), wanted)}
 
 
 def build_remote(
@@ -62,6 +70,8 @@ def build_remote(
     root: str,
     num_groups: int,
     digests: dict[str, str],
+    students: Mapping[str, Any] | None = None,
+    recurring: bool = False,
     **external: str,
 ) -> dict[str, Any]:
     """Arguments of a run on a cluster, whose inputs this machine need not see.
@@ -76,35 +86,50 @@ def build_remote(
         num_groups: Shares of the work of stages that fan out.
         digests: Digests of external inputs by name, where they are known. Without them, or with a root that is not
             visible from here, nothing is served from Kubeflow's cache: the records below the root decide.
+        students: Variants of a sweep, by name.
+        recurring: Whether the same arguments start many runs: the root is not claimed for any of them, and `generation`
+            stays empty (the package of a recurring run is compiled without Kubeflow's cache).
         external: Inputs from outside the chain by name; empty = absent.
 
     Raises:
         ConfigError: An input is missing, or the arguments are too large.
     """
-    chosen = _choose(pipeline, root=root, num_groups=num_groups, **external)
+    chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
     chosen |= {f"{name}_digest": digest for name, digest in digests.items() if digest}
     names = _names(pipeline)
     chosen |= {stage: section for stage, section in sections.items() if stage in names and section != defaults[stage]}
-    visible = storage.is_s3(root)
+    visible = storage.is_s3(root) and not recurring
     if visible:
         chosen |= _earlier(pipeline, root)
     known = visible and all(digests.get(name) for name, uri in external.items() if uri and f"{name}_digest" in names)
     wanted = {**chosen, **{stage: sections[stage] for stage in sections if stage in names}}
     nonce = "" if known else uuid.uuid4().hex
-    chosen["generation"] = kubeflow_run.claim(root, {**wanted, "nonce": nonce}) if visible else nonce[:12]
+    if not recurring:
+        place = _claimed(pipeline, root)
+        chosen["generation"] = kubeflow_run.claim(place, {**wanted, "nonce": nonce}) if visible else nonce[:12]
     size = len(json.dumps(chosen))
     if size > MAX_BYTES:
         raise ConfigError(f"params: the run's parameters are {size} bytes, the server takes {MAX_BYTES}.")
     return chosen
 
 
-def _choose(pipeline: BaseComponent, *, root: str, num_groups: int, **external: str) -> dict[str, Any]:
+def _choose(
+    pipeline: BaseComponent, *, root: str, num_groups: int, variants: Mapping[str, Any] | None, **external: str
+) -> dict[str, Any]:
+    names = list(variants or {})
     given = {"root": root, "code": entry.code_digest(), "groups": groups(num_groups), **external}
+    given |= {"variants": dict(variants or {}), "students": names}
     inputs = pipeline.component_spec.inputs or {}
     for name, spec in inputs.items():
         if not spec.optional and not given.get(name):
-            raise ConfigError(f"{name}: missing, want a folder or URI.")
+            wanted = "a file of students" if name in {"variants", "students"} else "a folder or URI"
+            raise ConfigError(f"{'students' if name == 'variants' else name}: missing, want {wanted}.")
     return {name: value for name, value in given.items() if name in inputs and value}
+
+
+def _claimed(pipeline: BaseComponent, root: str) -> str:
+    """Where a run's generation is kept: a sweep leaves that of the run whose dataset it uses alone."""
+    return storage.join(root, sweep.FOLDER) if "students" in _names(pipeline) else root
 
 
 def _earlier(pipeline: BaseComponent, root: str) -> dict[str, str]:

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from kfp.dsl.base_component import BaseComponent
 
 from mobileclip.errors import ConfigError
-from pipelines import reinforce, release, train
+from pipelines import reinforce, release, sweep, train
 from pipelines.defaults import Sections
 
 PIPELINES: dict[str, Callable[[Sections, str], BaseComponent]] = {
     "train": train.build,
     "reinforce": reinforce.build,
     "release": release.build,
+    "sweep": sweep.build,
 }
 
 

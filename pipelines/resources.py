@@ -1,11 +1,14 @@
 """What each stage gets on a cluster: one table by profile, and the names it expects there."""
 
+import os
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from kfp import dsl, kubernetes
 
-Profile = Literal["local", "cpu", "gpu"]
+from components.images import IMAGE
+
+Profile = Literal["local", "cpu", "gpu", "multi-node"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
 SETTINGS = "mobileclip"
@@ -13,9 +16,16 @@ SETTINGS = "mobileclip"
 VOLUME = "mobileclip-data"
 """Claim mounted at /data: raw pictures and pretrained towers, or the whole root where there is no object store."""
 
+JOB_KIND = os.environ.get("MOBILECLIP_JOB_KIND") or "TrainJob"
+"""Kubeflow Trainer's job, or `PyTorchJob` on clusters that still have the training operator; read at compile time."""
+
 FROM_CONFIG_MAP = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 FROM_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-_RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
+_FROM_LABELS = {
+    "MOBILECLIP_PARENT_KEY": "pipeline/runid",
+    "KFP_RUN_ID": "pipeline/runid",
+    "MOBILECLIP_WORKFLOW": "workflows.argoproj.io/workflow",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Resources:
         gpus: Accelerators.
         shared_memory: Size of /dev/shm, which loader processes need; empty = the runtime's 64 MiB.
         retries: Starts after a failure; every stage goes on from what is committed.
+        nodes: Machines at once; with more than one the task is a launcher, and each of the nodes gets what stands here.
     """
 
     cpu: str
@@ -35,6 +46,7 @@ class Resources:
     gpus: int = 0
     shared_memory: str = ""
     retries: int = 2
+    nodes: int = 1
 
 
 _SMALL = Resources("1", "2Gi", retries=1)
@@ -55,6 +67,7 @@ TABLE: dict[str, dict[str, Resources]] = {
         "export": Resources("4", "8Gi", retries=1),
         "promote": Resources("2", "4Gi", retries=1),
         "reuse": _SMALL,
+        "compare": _SMALL,
         "finish": _SMALL,
     },
     "gpu": {
@@ -70,9 +83,22 @@ TABLE: dict[str, dict[str, Resources]] = {
         "export": Resources("8", "32Gi", retries=1),
         "promote": Resources("2", "8Gi", retries=1),
         "reuse": _SMALL,
+        "compare": _SMALL,
         "finish": _SMALL,
     },
 }
+TABLE["multi-node"] = {
+    **TABLE["gpu"],
+    "distill": Resources("96", "768Gi", gpus=8, shared_memory="64Gi", retries=4, nodes=2),
+}
+
+
+def nodes(stage: str, profile: str) -> dict[str, Any]:
+    """What a launcher is told of its nodes; empty where the stage runs in its own pod."""
+    if profile == "local" or TABLE[profile][stage].nodes == 1:
+        return {}
+    row = TABLE[profile][stage]
+    return {"count": row.nodes, "processes": max(1, row.gpus), "image": IMAGE, "kind": JOB_KIND}
 
 
 def apply(task: dsl.PipelineTask, stage: str, profile: str) -> dsl.PipelineTask:
@@ -103,6 +129,6 @@ def _connect(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Addresses, credentials, the data volume, and the key by which all pods of a run find their MLflow parent."""
     kubernetes.use_config_map_as_env(task, SETTINGS, {name: name for name in FROM_CONFIG_MAP}, optional=True)
     kubernetes.use_secret_as_env(task, SETTINGS, {name: name for name in FROM_SECRET}, optional=True)
-    for variable in ("MOBILECLIP_PARENT_KEY", "KFP_RUN_ID"):
-        kubernetes.use_field_path_as_env(task, variable, _RUN_ID_LABEL)
+    for variable, label in _FROM_LABELS.items():
+        kubernetes.use_field_path_as_env(task, variable, f"metadata.labels['{label}']")
     return kubernetes.mount_pvc(task, pvc_name=VOLUME, mount_path="/data")

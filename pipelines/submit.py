@@ -1,74 +1,24 @@
-"""`python -m pipelines.submit`: upload a pipeline version and start a run of it."""
+"""`python -m pipelines.submit`: upload a pipeline version and start a run of it, or let it run again and again."""
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api
-import yaml
-from kfp.kubeflow_client import KubernetesBackendConfig, PipelinesClient
-from urllib3.exceptions import HTTPError
 
+from mobileclip import sweep
 from mobileclip.errors import ConfigError, MobileClipError
-from pipelines import arguments, catalog, defaults
+from pipelines import arguments, catalog, defaults, server
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_package
 from pipelines.resources import PROFILES
 from pipelines.versions import version_name
 
 logger = logging.getLogger(__name__)
-
-
-def connect(host: str, namespace: str = "") -> PipelinesClient:
-    """A client of the API server; `KF_PIPELINES_TOKEN` holds the bearer token where one is needed.
-
-    Raises:
-        ConfigError: It does not answer.
-    """
-    token = os.environ.get("KF_PIPELINES_TOKEN")
-    client = PipelinesClient(KubernetesBackendConfig(base_url=host, user_token=token, namespace=namespace or None))
-    try:
-        client.list_pipelines(page_size=1)
-    except HTTPError as error:
-        raise ConfigError(f"host: no Kubeflow Pipelines API at '{host}' ({type(error).__name__}).") from None
-    return client
-
-
-def upload(client: PipelinesClient, package: Path, version: str) -> Any:
-    """Upload a package as a new pipeline or a new version; a version that is there already is not uploaded again.
-
-    Args:
-        client: Of the API server.
-        package: The compiled package.
-        version: Name of the version.
-
-    Raises:
-        ConfigError: A version of that name holds another package.
-    """
-    documents = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
-    name = documents[0]["pipelineInfo"]["name"]
-    try:
-        found = client.get_pipeline_version(name, version)
-    except ValueError:
-        return client.upload_pipeline(str(package), name=name, version=version)
-    held = found.pipeline_spec
-    held = [held["pipeline_spec"], held["platform_spec"]] if "pipeline_spec" in held else [held]
-    if held != documents:
-        raise ConfigError(f"version: '{version}' of '{name}' holds another package, want a new name.")
-    return found
-
-
-def start(client: PipelinesClient, version: Any, given: dict[str, Any], *, experiment: str) -> Any:
-    """Start a run of an uploaded version in an experiment, which is created if it is new."""
-    client.create_experiment(experiment)
-    name = f"{version.display_name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    return client.run(version, params=given, name=name, experiment=experiment)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     chosen = _parser().parse_args(argv)
     try:
+        if chosen.wait and chosen.cron:
+            raise ConfigError("wait: a recurring run never ends, want --wait or --cron.")
         run = _submit(chosen)
         return _wait(chosen, run) if chosen.wait else 0
     except MobileClipError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except kfp_server_api.ApiException as error:
-        sys.stderr.write(f"error: the server answers {error.status}: {' '.join(str(error.body).split())[:300]}\n")
+        sys.stderr.write(f"error: {server.sentence(error)}\n")
         return 1
 
 
@@ -94,25 +46,32 @@ def _submit(chosen: argparse.Namespace) -> Any:
     sections = defaults.read(chosen.params)
     pipeline = catalog.build(chosen.pipeline, canonical, chosen.profile)
     digests = {"source": chosen.source_digest, "towers": chosen.towers_digest}
+    students = sweep.read(chosen.students, sections["distill"]) if chosen.students else None
     given = arguments.build_remote(
-        pipeline, sections, canonical, root=chosen.root, num_groups=chosen.groups, digests=digests,
-        source=chosen.source, towers=chosen.towers,
+        pipeline, sections, canonical, root=chosen.root, num_groups=chosen.groups, digests=digests, students=students,
+        recurring=bool(chosen.cron), source=chosen.source, towers=chosen.towers,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         package = compile_package(
-            chosen.pipeline, canonical, Path(folder) / f"{chosen.pipeline}.yaml", profile=chosen.profile
-        )
-        client = connect(chosen.host, chosen.namespace)
-        version = upload(client, package, chosen.version or version_name(package))
-    run = start(client, version, given, experiment=chosen.experiment)
+            chosen.pipeline, canonical, Path(folder) / f"{chosen.pipeline}.yaml",
+            profile=chosen.profile, caching=not chosen.cron,
+        )  # fmt: skip
+        client = server.connect(chosen.host, chosen.namespace)
+        version = server.upload(client, package, chosen.version or version_name(package))
     base = chosen.host.rstrip("/")
     print(f"version {version.display_name}: {base}/#/pipelines/details/{version.pipeline_id}")
+    if chosen.cron:
+        name = chosen.name or f"{chosen.pipeline} {chosen.root}"
+        run = server.schedule(client, version, given, experiment=chosen.experiment, cron=chosen.cron, name=name)
+        print(f"recurring run {run.recurring_run_id}: {base}/#/recurringrun/details/{run.recurring_run_id}")
+        return run
+    run = server.start(client, version, given, experiment=chosen.experiment)
     print(f"run {run.run_id}: {base}/#/runs/details/{run.run_id}")
     return run
 
 
 def _wait(chosen: argparse.Namespace, run: Any) -> int:
-    client = connect(chosen.host, chosen.namespace)
+    client = server.connect(chosen.host, chosen.namespace)
     done = client.wait_for_run_status(run, timeout=chosen.timeout or None, polling_interval=chosen.poll)
     print(f"run {run.run_id}: {str(done.state).lower()}")
     return 0 if str(done.state).upper() == "SUCCEEDED" else 1
@@ -138,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--towers", default="", help="folder with pretrained towers, as the pods see it")
     parser.add_argument("--towers-digest", default="", help="its digest; pods refuse another one")
     parser.add_argument("--groups", type=int, default=16, help="shares of the work of caption and reinforce")
+    parser.add_argument("--students", type=Path, help="sweep: YAML, NAME: what differs from the section distill")
+    parser.add_argument("--cron", default="", help="run again and again: six fields, seconds first ('0 0 2 * * *')")
+    parser.add_argument("--name", default="", help="of the recurring run; one of that name is replaced")
     parser.add_argument("--wait", action="store_true", help="wait for the end of the run")
     parser.add_argument("--timeout", type=int, default=0, help="longest wait [s]; 0 = none")
     parser.add_argument("--poll", type=int, default=15, help="time between two looks [s]")

@@ -1,10 +1,21 @@
-"""Names of pipeline versions: project version, git revision and content."""
+"""Names of pipeline versions; `python -m pipelines.versions` lists those of a server and compares two."""
 
+import argparse
+import difflib
 import hashlib
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import kfp_server_api
+import yaml
 
 from mobileclip import __version__, provenance
+from mobileclip.errors import ConfigError, MobileClipError
+from pipelines import server
+from pipelines.catalog import PIPELINES
 
 _SOURCES = ("mobileclip", "components", "pipelines", "params.yaml")
 
@@ -26,6 +37,49 @@ def version_name(package: Path) -> str:
     return f"{__version__}+{'.'.join(parts)}"
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """List versions, or show in what two of them differ.
+
+    Returns:
+        0 done, 1 the server refused, 2 bad input.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipelines.versions", description=main.__doc__)
+    parser.add_argument("pipeline", choices=sorted(PIPELINES))
+    parser.add_argument("--host", required=True, help="Kubeflow Pipelines API, such as http://localhost:8888")
+    parser.add_argument("--namespace", default="", help="your namespace, where there are several")
+    parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="names of two versions")
+    chosen = parser.parse_args(argv)
+    try:
+        client = server.connect(chosen.host, chosen.namespace)
+        found = server.list_versions(client, f"mobileclip-{chosen.pipeline}")
+        if chosen.compare:
+            sys.stdout.writelines(compare(*(_pick(found, name) for name in chosen.compare)))
+        else:
+            for version in found:
+                print(f"{version.created_at:%Y-%m-%d %H:%M}  {version.display_name}")
+    except MobileClipError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except kfp_server_api.ApiException as error:
+        sys.stderr.write(f"error: {server.sentence(error)}\n")
+        return 1
+    return 0
+
+
+def compare(old: Any, new: Any) -> list[str]:
+    """A unified diff of two uploaded versions' packages, as lines with their ends; empty where they are equal."""
+    texts = [yaml.safe_dump_all(server.documents(version)).splitlines(keepends=True) for version in (old, new)]
+    return list(difflib.unified_diff(*texts, old.display_name, new.display_name, n=3))
+
+
+def _pick(found: Sequence[Any], name: str) -> Any:
+    for version in found:
+        if version.display_name == name:
+            return version
+    known = ", ".join(version.display_name for version in found) or "none"
+    raise ConfigError(f"compare: got '{name}', the server has {known}.")
+
+
 def _changes() -> str:
     """Changed or new files among the sources, as git lists them."""
     root = Path(__file__).parents[1]
@@ -33,3 +87,7 @@ def _changes() -> str:
         ["git", "status", "--porcelain", "--", *_SOURCES], cwd=root, capture_output=True, text=True, check=False
     )
     return done.stdout if done.returncode == 0 else "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

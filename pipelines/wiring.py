@@ -54,8 +54,9 @@ def finishing(profile: str) -> dsl.ExitHandler:
 
 
 def _add_stage(row: Step, given: Mapping[str, Any], outputs: Mapping[str, Any], profile: str) -> Any:
-    component = _load(row.stage, row.stage)
-    arguments: dict[str, Any] = {"config": given[row.stage]}
+    nodes = resources.nodes(row.stage, profile)
+    component = _load(row.stage, f"{row.stage}_nodes" if nodes else row.stage)
+    arguments: dict[str, Any] = {"config": given[row.stage], **({"nodes": nodes} if nodes else {})}
     arguments |= {name: outputs[stage] for name, stage in row.inputs.items()}
     arguments |= {name: given[name] for name in ("root", "code", "generation")}
     arguments |= {name: given[name] for external in row.external for name in (external, f"{external}_digest")}

@@ -18,6 +18,7 @@ from tests.tiny_chain import params
 COMMON = {"config", "root", "code", "generation"}
 NAMES = [(row.stage, row.stage) for row in CHAIN] + [
     ("caption", "caption_group"), ("reinforce", "reinforce_group"), ("reuse", "reuse"), ("finish", "finish"),
+    ("distill", "distill_nodes"), ("distill", "distill_variant"), ("compare", "compare"),
 ]  # fmt: skip
 
 

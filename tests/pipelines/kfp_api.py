@@ -32,6 +32,7 @@ class Store:
     versions: dict = field(default_factory=dict)
     experiments: dict = field(default_factory=dict)
     runs: dict = field(default_factory=dict)
+    recurring: dict = field(default_factory=dict)
     outcome: str = "SUCCEEDED"
 
 
@@ -76,7 +77,7 @@ def _handler(store):
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PATCH = _answer  # noqa: N815 - names of the base class
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - names of the base class
 
         def _body(self):
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -147,6 +148,34 @@ def _create_experiment(store, _query, body):
 
 
 def _create_run(store, _query, body):
+    _check_parameters(store, body)
+    identifier = str(uuid.uuid4())
+    store.runs[identifier] = {**body, "run_id": identifier, "created_at": _now(), "state": "PENDING"}
+    return store.runs[identifier]
+
+
+def _create_recurring_run(store, _query, body):
+    _check_parameters(store, body)
+    if not body.get("trigger", {}).get("cron_schedule", {}).get("cron"):
+        raise RefusedError(400, "a trigger is required")
+    _get(store.experiments, body["experiment_id"])
+    identifier = str(uuid.uuid4())
+    store.recurring[identifier] = {**body, "recurring_run_id": identifier, "created_at": _now(), "status": "ENABLED"}
+    return store.recurring[identifier]
+
+
+def _list_recurring_runs(store, query, _body):
+    wanted = query.get("experiment_id")
+    return {"recurringRuns": [run for run in store.recurring.values() if run["experiment_id"] == wanted]}
+
+
+def _delete_recurring_run(store, _query, _body, identifier):
+    _get(store.recurring, identifier)
+    del store.recurring[identifier]
+    return {}
+
+
+def _check_parameters(store, body):
     """Refuses what the real server refuses: unknown or missing parameters, and too many bytes of them."""
     given = (body.get("runtime_config") or {}).get("parameters") or {}
     spec = _get(store.versions, body["pipeline_version_reference"]["pipeline_version_id"])["pipeline_spec"]
@@ -158,9 +187,6 @@ def _create_run(store, _query, body):
         raise RefusedError(400, f"missing parameters {missing}")
     if len(json.dumps(given)) > MAX_PARAMETER_BYTES:
         raise RefusedError(400, "the input parameter length exceed maximum size")
-    identifier = str(uuid.uuid4())
-    store.runs[identifier] = {**body, "run_id": identifier, "created_at": _now(), "state": "PENDING"}
-    return store.runs[identifier]
 
 
 def _look_at_run(store, _query, _body, identifier):
@@ -204,4 +230,7 @@ ROUTES = [
     ("POST", "/runs", _create_run),
     ("GET", "/runs", lambda store, *_: {"runs": list(store.runs.values())}),
     ("GET", "/runs/([^/]+)", _look_at_run),
+    ("POST", "/recurringruns", _create_recurring_run),
+    ("GET", "/recurringruns", _list_recurring_runs),
+    ("DELETE", "/recurringruns/([^/]+)", _delete_recurring_run),
 ]

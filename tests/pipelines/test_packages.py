@@ -1,8 +1,11 @@
 """Compiled packages: strictly valid, deterministic, wired as the chain's table says, within the platform's limits."""
 
+import difflib
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,28 +15,35 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.images import IMAGE
+from mobileclip import launch
 from mobileclip.chain import CHAIN
 from mobileclip.config import STAGES
-from pipelines import defaults
+from pipelines import arguments, defaults, sizes
 from pipelines.catalog import PIPELINES
-from pipelines.compile import compile_package
+from pipelines.compile import compile_manifests, compile_package
 from pipelines.release import EARLIER
 from pipelines.resources import PROFILES, TABLE
 from pipelines.wiring import FAN_OUT
+from tests.pipelines import golden
 
 ROOT = Path(__file__).parents[2]
-CASES = [(name, profile) for name in PIPELINES for profile in PROFILES]
+CASES = sorted({(name, "gpu") for name in PIPELINES} | {("train", profile) for profile in PROFILES} | set(golden.CASES))
 
 
 @pytest.fixture(scope="session")
-def packages(tmp_path_factory):
+def packages(texts):
     """Every package of every profile, as parsed documents."""
+    return {case: list(yaml.load_all(text, yaml.CSafeLoader)) for case, text in texts.items()}
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """Every package of every profile."""
     sections, folder = defaults.read(), tmp_path_factory.mktemp("packages")
-    found = {}
-    for name, profile in CASES:
-        path = compile_package(name, sections, folder / profile / f"{name}.yaml", profile=profile)
-        found[name, profile] = list(yaml.safe_load_all(path.read_text()))
-    return found
+    return {
+        (name, profile): compile_package(name, sections, folder / f"{name}.{profile}.yaml", profile=profile).read_text()
+        for name, profile in CASES
+    }
 
 
 def chain_of(document):
@@ -44,9 +54,9 @@ def chain_of(document):
 def stage_edges(document):
     """Edges between stages, as (input, from, to)."""
     tasks, edges = chain_of(document), set()
-    for name, task in tasks.items():
+    for task in tasks.values():
         for key, value in task.get("inputs", {}).get("artifacts", {}).items():
-            if key != "parts" and name.replace("-", "_") in STAGES:
+            if key != "parts" and task["taskInfo"]["name"] in STAGES:
                 producer = value["taskOutputArtifact"]["producerTask"]
                 edges.add((key, tasks[producer]["taskInfo"]["name"], task["taskInfo"]["name"]))
     return edges
@@ -87,7 +97,7 @@ def test_release_starts_from_an_earlier_run(packages):
     assert stage_edges(packages["release", "gpu"][0]) == wanted
 
 
-@pytest.mark.parametrize(("name", "profile"), [("train", "gpu"), ("reinforce", "cpu")])
+@pytest.mark.parametrize(("name", "profile"), [("train", "gpu"), ("reinforce", "gpu")])
 def test_stages_that_fan_out_loop_over_groups_and_merge(packages, name, profile):
     document = packages[name, profile][0]
     tasks = chain_of(document)
@@ -112,7 +122,7 @@ def test_parameters_are_the_sections_of_params_yaml(packages):
         parameters = packages[name, "gpu"][0]["root"]["inputDefinitions"]["parameters"]
         found = {stage: parameters[stage]["defaultValue"] for stage in sections if stage in parameters}
         assert found == {stage: sections[stage] for stage in found}
-        assert len(found) == {"train": 11, "reinforce": 3, "release": 3}[name]
+        assert len(found) == {"train": 11, "reinforce": 3, "release": 3, "sweep": 3}[name]
         assert all(value.get("description") for value in parameters.values())
 
 
@@ -128,7 +138,7 @@ def test_resources_come_from_the_table(packages):
         fields = {field["name"]: field["fieldPath"] for field in settings["fieldPathAsEnv"]}
         assert fields["MOBILECLIP_PARENT_KEY"] == "metadata.labels['pipeline/runid']"
     for profile, rows in TABLE.items():
-        assert set(rows) == {*STAGES, "reuse", "finish"}, profile
+        assert set(rows) == {*STAGES, "reuse", "compare", "finish"}, profile
 
 
 def test_only_what_must_run_each_time_is_not_cached(packages):
@@ -141,9 +151,59 @@ def test_only_what_must_run_each_time_is_not_cached(packages):
             assert loops or bool(task["cachingOptions"]) != reused
 
 
-def test_sizes_do_not_depend_on_the_number_of_shards(packages, tmp_path):
+def test_training_on_several_nodes_is_a_launcher_whose_settings_go_to_the_nodes(packages):
+    document, platform = packages["train", "multi-node"]
+    (name,) = (name for name, task in chain_of(document).items() if task["taskInfo"]["name"] == "distill")
+    component = document["components"][chain_of(document)[name]["componentRef"]["name"]]
+    passed = {row["field"]: row.get("applyToTask", False) for row in component["taskConfigPassthroughs"]}
+    assert passed == {
+        "RESOURCES": False, "KUBERNETES_TOLERATIONS": False, "KUBERNETES_NODE_SELECTOR": False,
+        "KUBERNETES_AFFINITY": False, "ENV": True, "KUBERNETES_VOLUMES": True,
+    }  # fmt: skip
+    nodes = chain_of(document)[name]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"]
+    assert launch.read_nodes(nodes) == launch.Nodes(count=2, processes=8, image=IMAGE)
+    resources = document["deploymentSpec"]["executors"][component["executorLabel"]]["container"]["resources"]
+    assert resources["accelerator"]["resourceCount"] == "8"
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][component["executorLabel"]]
+    fields = {field["name"]: field["fieldPath"] for field in settings["fieldPathAsEnv"]}
+    assert fields[launch.WORKFLOW] == "metadata.labels['workflows.argoproj.io/workflow']"
+
+
+@pytest.mark.parametrize(("name", "profile"), golden.CASES)
+def test_packages_are_those_that_were_reviewed(texts, name, profile):
+    """After a change that is wanted: `python -m tests.pipelines.golden`, and look at the diff."""
+    found = golden.render(texts[name, profile]).splitlines()
+    wanted = golden.path(name, profile).read_text().splitlines()
+    assert list(difflib.unified_diff(wanted, found, "reviewed", "compiled", lineterm="", n=1)) == []
+
+
+def test_manifests_hold_the_packages(texts, tmp_path):
+    path = compile_manifests("reinforce", defaults.read(), tmp_path / "m.yaml", profile="gpu", namespace="team")
+    pipeline, version = yaml.safe_load_all(path.read_text())
+    assert (pipeline["kind"], version["kind"]) == ("Pipeline", "PipelineVersion")
+    for part in (pipeline, version):
+        assert part["apiVersion"] == "pipelines.kubeflow.org/v2beta1"
+        assert part["metadata"]["namespace"] == "team"
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", part["metadata"]["name"])
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "mobileclip-reinforce"
+    held = [version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]]
+    assert held == list(yaml.safe_load_all(texts["reinforce", "gpu"]))
+
+
+def test_sizes_are_printed_and_do_not_depend_on_the_number_of_shards(packages, texts, capsys):
     """The package is small, and 400 groups of 65 536 shards fit a run's parameters."""
-    from pipelines import arguments
+    rows = {shards: sizes.measure("train", profile="gpu", shards=shards, groups=400) for shards in (400, 65_536)}
+    assert rows[65_536] == replace(rows[400], shards=164)
+    assert rows[400].package == len(texts["train", "gpu"])
+    assert rows[400].workflow < sizes.MAX_OBJECT
+    assert rows[400].parameters < arguments.MAX_BYTES
+    # 11 stages and `finish`, and a pod per group for caption and reinforce.
+    assert rows[400].pods == len(CHAIN) + 1 + 2 * 400
+    assert sizes.main(["--shards", "65536", "--groups", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "65536 shards in 64 groups" in said
+    assert all(name in said for name in PIPELINES)
+    assert sizes.main(["--groups", "9999"]) == 2
 
     for documents in packages.values():
         assert len(yaml.safe_dump_all(documents)) < 200_000

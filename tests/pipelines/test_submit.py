@@ -7,7 +7,7 @@ import pytest
 
 from mobileclip import entry
 from mobileclip.errors import ConfigError
-from pipelines import arguments, defaults, submit
+from pipelines import arguments, defaults, submit, versions
 from pipelines.catalog import build
 from pipelines.resources import PROFILES
 from tests.pipelines import kfp_api
@@ -139,6 +139,57 @@ def test_waits_for_the_end_of_the_run(call, api, capsys, outcome, code):
     assert f": {outcome.lower()}" in capsys.readouterr().out
 
 
+def test_recurring_runs_are_replaced_by_name_and_never_served_from_kubeflows_cache(call, api, capsys):
+    url, store = api
+    assert call("--cron", "0 0 2 * * *") == 0
+    assert call("--cron", "0 0 4 * * *") == 0
+    assert call("--cron", "0 0 4 * * *", "--name", "other") == 0
+    found = {run["display_name"]: run for run in store.recurring.values()}
+    assert len(found) == len(store.recurring) == 2
+    assert found["train /data/runs/one"]["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * *"
+    assert not store.runs
+    for run in found.values():
+        assert run["max_concurrency"] == 1
+        assert "generation" not in run["runtime_config"]["parameters"]
+    (version,) = store.versions.values()
+    printed = capsys.readouterr().out
+    assert all(f"{url}/#/recurringrun/details/{run}" in printed for run in store.recurring)
+    document = version["pipeline_spec"]["pipeline_spec"]
+    graphs = [part["dag"] for part in [document["root"], *document["components"].values()] if "dag" in part]
+    assert not any(task.get("cachingOptions") for graph in graphs for task in graph["tasks"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--cron", "0 2 * * *"], "cron: got '0 2 * * *', want six fields"),
+        (["--cron", "0 0 2 * * *", "--wait"], "wait: a recurring run never ends"),
+    ],
+)
+def test_wrong_schedules_are_refused(call, api, capsys, options, sentence):
+    assert call(*options) == 2
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert not api[1].recurring
+
+
+def test_versions_are_listed_and_compared(call, api, capsys):
+    assert call("--version", "one", "--profile", "cpu") == 0
+    assert call("--version", "two", "--profile", "gpu") == 0
+    capsys.readouterr()
+    look = ["train", "--host", api[0]]
+    assert versions.main(look) == 0
+    assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()} == {"one", "two"}
+    assert versions.main([*look, "--compare", "one", "two"]) == 0
+    diff = capsys.readouterr().out.splitlines()
+    assert diff[:2] == ["--- one", "+++ two"]
+    assert any(line.startswith("+") and "nvidia.com/gpu" in line for line in diff)
+    assert not any(line.startswith("-") and "nvidia.com/gpu" in line for line in diff)
+    assert versions.main([*look, "--compare", "one", "one"]) == 0
+    assert capsys.readouterr().out == ""
+    assert versions.main([*look, "--compare", "one", "three"]) == 2
+    assert "compare: got 'three', the server has" in capsys.readouterr().err
+
+
 def test_kubeflows_cache_is_used_for_known_digests_alone(tmp_path, monkeypatch):
     """Without a digest of the source a run gets a generation of its own, and every cache key with it."""
     sections = defaults.read()
@@ -172,5 +223,35 @@ def test_what_is_uploaded_is_the_package_with_its_kubernetes_settings(call, api)
 
 
 def test_an_unknown_pipeline_is_refused():
-    with pytest.raises(ConfigError, match=r"^pipeline: got 'sweep', want one of train"):
-        build("sweep", defaults.read(), "cpu")
+    with pytest.raises(ConfigError, match=r"^pipeline: got 'destill', want one of train"):
+        build("destill", defaults.read(), "cpu")
+
+
+def test_a_sweep_is_submitted_with_its_students(call, api, tmp_path, capsys):
+    file = tmp_path / "students.yaml"
+    file.write_text("small: {training: {steps: 3}}\nlarge: {}\n")
+    assert call("--students", str(file), pipeline="sweep") == 0
+    (run,) = api[1].runs.values()
+    given = run["runtime_config"]["parameters"]
+    assert given["students"] == ["small", "large"]
+    assert given["variants"] == {"small": {"training": {"steps": 3}}, "large": {}}
+    assert call(pipeline="sweep") == 2
+    assert capsys.readouterr().err == "error: students: missing, want a file of students.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("one: {training: {stepz: 3}}", "students.one.training.stepz: unknown key"),
+        ("one: {training: {steps: -3}}", "distill.training.steps: got -3"),
+        ("One: {}", "students: got 'One', want a name"),
+        ("[]", "students: .* wants 1 to 100 students"),
+        ("one: 3", "students.one: got 3, want a mapping"),
+    ],
+)
+def test_wrong_students_are_refused_before_anything_is_uploaded(call, api, tmp_path, capsys, text, sentence):
+    file = tmp_path / "students.yaml"
+    file.write_text(text)
+    assert call("--students", str(file), pipeline="sweep") == 2
+    assert re.match(f"error: {sentence}", capsys.readouterr().err)
+    assert not api[1].pipelines
