@@ -252,7 +252,7 @@ def _gather(world: World, tensors: Sequence[Tensor], total: int) -> list[Tensor]
     if world.size == 1 or not tensors:
         return list(tensors)
     joined = world.gather(torch.cat(list(tensors), dim=1), total)
-    return list(joined.split([t.shape[1] for t in tensors], dim=1))
+    return list(torch.split(joined, [t.shape[1] for t in tensors], dim=1))
 
 
 def _teachers(

@@ -74,7 +74,7 @@ class World:
         for bucket in _buckets(gradients):
             flat = torch.cat([g.reshape(-1) for g in bucket])
             dist.all_reduce(flat)
-            for gradient, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(piece.view(gradient.shape))
 
     def same(self, value: int) -> int:

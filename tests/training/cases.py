@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from mobileclip.config import Training
+from mobileclip.models import zoo
 from mobileclip.training.batch_norm import global_batch_norm
+from mobileclip.training.captioning import coca_objective
 from mobileclip.training.contrastive import Projected, Reinforcement, clip_objective
 from mobileclip.training.objective import backward
 from mobileclip.training.world import World, join
@@ -63,7 +65,34 @@ def step(case: Case, world: World) -> dict[str, torch.Tensor]:
     return found
 
 
+CAPTIONS = [
+    "a red circle",
+    "a picture of a blue square on white",
+    "cross",
+    "a drawing that shows a green triangle",
+    "x",
+]
+
+
+def captioner_step(world: World, *, chunks: int = 1) -> dict[str, torch.Tensor]:
+    """The same for a captioner, in single precision: captions of different lengths, three rows on one process."""
+    torch.manual_seed(0)
+    clip = zoo.create("tiny-coca")
+    clip.model.train()
+    objective = coca_objective(clip, world, total=5, caption_weight=2.0, contrastive_weight=1.0)
+    pixels = torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    rows = world.rows(5)
+    own = {"image": pixels[rows], "text": clip.tokenizer(CAPTIONS)[rows]}
+    losses, _ = backward(
+        objective, clip.model, own, chunks=chunks, autocast=lambda: torch.autocast("cpu", enabled=False)
+    )
+    world.sum_gradients(clip.model.parameters())
+    found = {f"loss/{name}": world.sum(value.detach().clone()) for name, value in losses.items()}
+    return found | {f"grad/{name}": p.grad for name, p in clip.model.named_parameters() if p.grad is not None}
+
+
 if __name__ == "__main__":
     world = join()
     results = {f"{name}|{key}": value for name, case in CASES.items() for key, value in step(case, world).items()}
+    results |= {f"captioner {n}|{key}": v for n in (1, 2) for key, v in captioner_step(world, chunks=n).items()}
     save_file({k: v.contiguous() for k, v in results.items()}, f"{sys.argv[1]}/{world.rank}.safetensors")

@@ -14,7 +14,7 @@ from mobileclip.data.order import Steps
 from mobileclip.errors import ConfigError
 from mobileclip.training import world as world_module
 from mobileclip.training.world import World
-from tests.training.cases import CASES, step
+from tests.training.cases import CASES, captioner_step, step
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +42,16 @@ def test_two_processes_compute_what_one_does(together, name):
         assert own.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(own[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_two_processes_train_a_captioner_as_one_does(together, chunks):
+    torch.set_num_threads(1)
+    expected = captioner_step(World())
+    for found in together:
+        for key, value in expected.items():
+            own = found[f"captioner {chunks}|{key}"]
+            torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_the_cases_differ_and_the_batch_is_more_than_its_parts():
