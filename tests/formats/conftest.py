@@ -20,8 +20,13 @@ def clip():
 
 @pytest.fixture(scope="session")
 def samples():
-    words = ("red", "green", "blue", "striped", "dark", "bright", "wide", "narrow", "calm", "wild")
-    pixels = (patterned_images(10, 80, seed=1) * 255).round().to(torch.uint8)
+    return pattern_samples(10)
+
+
+def pattern_samples(count):
+    """Striped pictures with captions."""
+    words = ("red", "green", "blue", "striped", "dark", "bright", "wide", "narrow", "calm", "wild")[:count]
+    pixels = (patterned_images(count, 80, seed=1) * 255).round().to(torch.uint8)
     return [
         Sample(f"{index:03d}", _png(picture), {"captions": [f"a {word} pattern", "unused"]})
         for index, (picture, word) in enumerate(zip(pixels, words, strict=True))

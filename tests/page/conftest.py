@@ -1,0 +1,62 @@
+"""One tiny student in a bundle with the page, and one browser that has it open."""
+
+import threading
+
+import pytest
+
+from mobileclip.formats import bundle, contract, golden, prompt_bank, serve, terms, tokenizer, web
+from tests.page.browser import chromium
+
+LABELS = ["stripes", "dots", "a face", "fog", "noise"]
+
+
+@pytest.fixture(scope="session")
+def clip():
+    from tests.models.perturbed import perturbed_clip
+
+    return perturbed_clip("tiny-mci")
+
+
+@pytest.fixture(scope="session")
+def bundled(clip, tmp_path_factory):
+    """A bundle with float32 programs, a prompt bank and the page; its proof is a few patterns."""
+    from mobileclip.config import Export
+    from mobileclip.formats import programs, proof
+    from mobileclip.formats.towers import split
+    from tests.formats.conftest import pattern_samples
+
+    folder = tmp_path_factory.mktemp("export")
+    reference = proof.refer(clip, pattern_samples(6))
+    written = programs.build(Export(), split(clip), reference, folder)
+    classes = prompt_bank.embed(lambda texts: clip.encode_text(texts).numpy(), LABELS, ["a picture of {}"])
+    bank, paths = prompt_bank.build(
+        classes, reference.image_features, folder, name="textures", precision="int8", budget=1
+    )
+    paths += [golden.write(clip, folder), *tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)]
+    files = [contract.describe(path, root=folder) for path in paths]
+    agreed = terms.agree(clip, written, files, dataset_sha256="d" * 64, prompt_banks=[bank])
+    (folder / contract.FILE_NAME).write_bytes(agreed.to_bytes())
+    return bundle.write(folder, tmp_path_factory.mktemp("bundle"), extra=web.members())
+
+
+@pytest.fixture(scope="session")
+def served(bundled):
+    """Address of the page."""
+    with serve.serving(bundled) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield serve.address(server)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def page(served, tmp_path_factory):
+    """The page, open and ready, in a browser that reaches nothing but this machine."""
+    folder = tmp_path_factory.mktemp("browser")
+    with chromium(folder / "profile", f"--log-net-log={folder / 'net.json'}") as browser:
+        browser.net_log = folder / "net.json"
+        browser.open(served)
+        browser.size(390, 844)
+        browser.evaluate("mobileclip.ready('image').then(() => mobileclip.ready('text')).then(() => null)")
+        yield browser
