@@ -119,8 +119,8 @@ def test_all_doors_leave_the_same_records(project, said):
     assert differing == []
 
 
-@pytest.fixture
-def image(monkeypatch):
+@pytest.fixture(scope="module")
+def image():
     """The project's image, of this very code; skipped where there is no engine, unless one is asked for."""
     name = os.environ.get("MOBILECLIP_IMAGE") or f"mobileclip-pipelines:{__version__}"
     probe = "from mobileclip.entry import code_digest; print(code_digest())"
@@ -139,7 +139,7 @@ def image(monkeypatch):
     return name
 
 
-def test_containers_leave_the_same_records(project, by_processes, image):
+def test_containers_leave_the_same_records(image, project, by_processes):
     project.kubeflow("--docker", "docker")
     owners = {path.stat().st_uid for path in (project.folder / "runs/docker").rglob("record.json")}
     assert owners == {os.getuid() or 10001}

@@ -1,5 +1,6 @@
 """Names in deploy/ and docker/ are those that the compiled pipelines ask for."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -45,3 +46,28 @@ def test_images_take_the_versions_that_are_locked():
     assert "kfp==2.17.0" in text
     assert 'name = "kfp"\nversion = "2.17.0"' in locked
     assert f"mobileclip-pipelines:{__version__}" in text
+
+
+def test_a_workstation_has_no_secret_of_its_own_and_listens_to_itself_alone():
+    text = (ROOT / "docker/compose.yaml").read_text()
+    file = yaml.safe_load(text)
+    assert set(file["services"]) == {"mlflow", "s3", "buckets"}
+    for service in file["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        secret = service.get("environment", {}).get("AWS_SECRET_ACCESS_KEY", "${S3_SECRET:?")
+        assert secret.startswith("${S3_SECRET:?")  # no default: compose ends with a sentence where it is not set
+    assert file["services"]["mlflow"]["healthcheck"]["test"]
+    assert f"mobileclip-pipelines:{__version__}" in text
+
+
+def test_every_target_of_the_image_is_closed_labelled_and_checked():
+    text = (ROOT / "docker/Dockerfile").read_text()
+    targets = text.split("\nFROM ")[1:]
+    final = [target for target in targets if re.match(r"packages-\w+ AS (base|train|export)\n", target)]
+    assert len(final) == 3
+    for target in final:
+        assert re.search(r"^USER \d+:0$", target, re.MULTILINE)
+        assert "HEALTHCHECK" in target
+        assert "org.opencontainers.image.revision=${GIT_COMMIT}" in target
+    assert "uv sync --frozen" in text
+    assert "sbom.json" in (ROOT / "docker/finish.sh").read_text()
