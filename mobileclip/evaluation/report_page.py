@@ -1,5 +1,6 @@
 """The report: one self-contained HTML page without scripts or requests, the same bytes for the same numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from string import Template
@@ -10,6 +11,10 @@ from mobileclip.evaluation.exhibits import Captions, Query, Sheet
 from mobileclip.evaluation.markup import Markup, element, join
 from mobileclip.evaluation.report_results import headline_sentence, verdict_title
 from mobileclip.evaluation.report_text import NAMES
+
+# Where a later stage adds what it knows: promote puts its decision before the first section.
+LINKS_MARK, SECTIONS_MARK = "<!--links-->", "<!--sections-->"
+_KIND = "Evaluation report"
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def render(report: Report) -> str:
     body = element(
         "main",
         _header(report, [(anchor, title) for anchor, title, _ in sections]),
+        Markup(SECTIONS_MARK),
         [element("section", element("h2", title), content, id=anchor) for anchor, title, content in sections],
         element(
             "footer", f"Written by MobileCLIP Pipelines {report.version}. The page needs no network and no script."
@@ -56,6 +62,21 @@ def render(report: Report) -> str:
     template = Template(_resource("report.html"))
     title = join(f"Evaluation report: {verdict_title(report.results)}")
     return template.substitute(title=title, style=_resource("report.css").strip(), body=body)
+
+
+def extend(page: str, sections: Sequence[tuple[str, str, Markup]], *, kind: str) -> str:
+    """Put further sections before the first one of a rendered page.
+
+    Args:
+        page: From `render`.
+        sections: Anchor, title and content of each, in order; those without content are left out.
+        kind: What the page is then, in place of "Evaluation report" above its title.
+    """
+    page = page.replace(element("p", _KIND, class_="overline"), element("p", kind, class_="overline"), 1)
+    shown = [section for section in sections if section[2]]
+    links = join([element("a", title, href=f"#{anchor}") for anchor, title, _ in shown])
+    body = join([element("section", element("h2", title), content, id=anchor) for anchor, title, content in shown])
+    return page.replace(LINKS_MARK, links, 1).replace(SECTIONS_MARK, body, 1)
 
 
 def _sections(report: Report) -> list[tuple[str, str, Markup]]:
@@ -87,11 +108,16 @@ def _header(report: Report, links: list[tuple[str, str]]) -> Markup:
     }
     return element(
         "header",
-        element("p", "Evaluation report", class_="overline"),
+        element("p", _KIND, class_="overline"),
         element("h1", verdict_title(results)),
         element("p", headline_sentence(results), class_="lead"),
         element("dl", [element("div", element("dt", k), element("dd", v)) for k, v in facts.items()], class_="facts"),
-        element("nav", [element("a", title, href=f"#{anchor}") for anchor, title in links], aria_label="Sections"),
+        element(
+            "nav",
+            Markup(LINKS_MARK),
+            [element("a", title, href=f"#{anchor}") for anchor, title in links],
+            aria_label="Sections",
+        ),
     )
 
 
