@@ -176,7 +176,7 @@ def test_exchanged_program_with_fitting_checksums(bundled, export, tmp_path):
         bundle.verify(path)
 
 
-_LARGE = [f"{tower}.{precision}.onnx" for tower in ("image", "text") for precision in ("float32", "float16")]
+_LARGE = [*(f"{tower}.{kind}.onnx" for tower in ("image", "text") for kind in ("float32", "float16")), "text.int8.onnx"]
 
 
 def test_bomb(bundled, tmp_path):
