@@ -11,10 +11,10 @@ from mobileclip.models import zoo
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
-from mobileclip.training.curves import log_history, write_history, write_timings
+from mobileclip.training.curves import log_history, reporter, write_history, write_timings
 from mobileclip.training.loop import Result
 from mobileclip.training.validation import retrieval_validation
-from mobileclip.training.world import join, train_models
+from mobileclip.training.world import join, one_by_one, train_models
 
 
 def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
@@ -48,10 +48,12 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, 
         runs["control"] = (Reinforcement(affinity=config.affinity), ())
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
-    outcomes = train_models([(_train, (config, name, *what, data, out)) for name, what in runs.items()])
+    live = tracker if one_by_one(len(runs)) else None
+    outcomes = train_models([(_train, (config, name, *what, data, out, live)) for name, what in runs.items()])
     for name, result in zip(runs, outcomes, strict=True):
         results[name] = result
-        log_history(tracker, result)
+        if live is None:
+            log_history(tracker, result)
         last = results[name].history[-1]
         metrics |= {f"{name}/{k}": v for k, v in last.items() if k == "loss" or k.startswith("validation/")}
     if join().main:
@@ -77,8 +79,9 @@ def _train(
     synthetic: tuple[str, ...],
     data: str,
     out: str,
+    live: Tracker | None,
 ) -> Result:
-    """Train and save one student, in a process of its own."""
+    """Train and save one student; where it is not in a process of its own, the tracker follows it live."""
     content = manifest.read(data)
     torch.manual_seed(config.seed)  # student and control start from the same weights
     clip = zoo.load(config.model, pretrained=config.pretrained) if config.pretrained else zoo.create(config.model)
@@ -94,6 +97,7 @@ def _train(
         key={"data": content.digest(), "config": config.model_dump(mode="json", exclude={"training", "control"})},
         folder=storage.join(out, name), title=name,
         validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
+        report=reporter(live) if live else None,
     )  # fmt: skip
     card = {
         "stage": "distill",

@@ -25,7 +25,7 @@ from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.captioning import caption_validation, train_captioner
 from mobileclip.training.contrastive import checkpoints
-from mobileclip.training.curves import log_history, write_history, write_timings
+from mobileclip.training.curves import reporter, write_history, write_timings
 from mobileclip.training.loop import Result
 from mobileclip.training.world import join
 
@@ -74,8 +74,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
     metrics: dict[str, float] = {}
     shown: dict[str, Any] = {}
     for phase in _phases(config):
-        results[phase.name] = _train(phase, clip, config, data, content, out)
-        log_history(tracker, results[phase.name])
+        results[phase.name] = _train(phase, clip, config, data, content, out, tracker)
         last = results[phase.name].history[-1]
         metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
         if held_out and join().main:
@@ -128,7 +127,9 @@ def _card(config: FinetuneCaptioner, content: Manifest) -> dict[str, Any]:
     }
 
 
-def _train(phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, data: str, content: Manifest, out: str) -> Result:
+def _train(
+    phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, data: str, content: Manifest, out: str, tracker: Tracker
+) -> Result:
     recipe = Recipe(clip.preprocess, clip.tokenizer, phase.field, views=_VIEWS, seed=config.seed)
     return train_captioner(
         clip, PairDataset(data, content, recipe), phase.training,
@@ -136,6 +137,7 @@ def _train(phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, data: str, 
         key={"data": content.digest(), "config": config.model_dump(mode="json")},
         folder=storage.join(out, phase.name), title=phase.name,
         validate=caption_validation(clip, data, content, caption_field=phase.field),
+        report=reporter(tracker),
     )  # fmt: skip
 
 

@@ -19,11 +19,11 @@ from mobileclip.models import zoo
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
-from mobileclip.training.curves import log_history, write_history, write_timings
+from mobileclip.training.curves import log_history, reporter, write_history, write_timings
 from mobileclip.training.locked import train_heads
-from mobileclip.training.loop import Result
+from mobileclip.training.loop import Report, Result
 from mobileclip.training.validation import retrieval_validation
-from mobileclip.training.world import join, train_models
+from mobileclip.training.world import join, one_by_one, train_models
 
 # Milder than the reinforced views: a teacher learns from whole objects.
 _VIEWS = Views(num_views=1, scale_min=0.6, rand_augment_ops=1, rand_augment_magnitude=6)
@@ -42,13 +42,15 @@ def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: 
     Returns:
         Per teacher: last loss, and recall on the validation split where there is one.
     """
-    outcomes = train_models([(_train_one, (config, teacher, out, data, towers)) for teacher in config.teachers])
+    live = tracker if one_by_one(len(config.teachers)) else None
+    outcomes = train_models([(_train_one, (config, teacher, out, data, towers, live)) for teacher in config.teachers])
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
     for teacher, (result, scores) in zip(config.teachers, outcomes, strict=True):
         results[teacher.name] = result
         metrics |= scores
-        log_history(tracker, result)
+        if live is None:
+            log_history(tracker, result)
     if join().main:
         write_history(out, list(results.values()))
         samples = {t.name: t.training.steps * t.training.batch_size for t in config.teachers}
@@ -59,14 +61,14 @@ def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: 
 
 
 def _train_one(
-    config: TrainTeacher, teacher: Teacher, out: str, data: str, towers: str
+    config: TrainTeacher, teacher: Teacher, out: str, data: str, towers: str, live: Tracker | None
 ) -> tuple[Result, dict[str, float]]:
     """Train, save and score one teacher, in a process of its own."""
     content = manifest.read(data)
     torch.manual_seed(config.seed)
     clip = _create(teacher, towers)
     train_one = _train_locked if teacher.lock else _train_whole
-    result = train_one(teacher, clip, config, data, content, out)
+    result = train_one(teacher, clip, config, data, content, out, reporter(live) if live else None)
     if not join().main:
         return result, {}
     card = {"stage": "train_teacher", "model": teacher.model, "dataset": content.digest(), "teacher": teacher.name}
@@ -118,7 +120,13 @@ def _load_tower(module: torch.nn.Module, path: Path, teacher: str, *, allowed: t
 
 
 def _train_whole(
-    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str
+    teacher: Teacher,
+    clip: zoo.Clip,
+    config: TrainTeacher,
+    data: str,
+    content: Manifest,
+    out: str,
+    report: Report | None,
 ) -> Result:
     recipe = Recipe(
         clip.preprocess, clip.tokenizer, config.captions[0], views=_VIEWS, selection=False, seed=config.seed,
@@ -128,19 +136,25 @@ def _train_whole(
     return train_clip(
         clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
         key={"data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions},
-        folder=storage.join(out, teacher.name), title=teacher.name,
+        folder=storage.join(out, teacher.name), title=teacher.name, report=report,
     )  # fmt: skip
 
 
 def _train_locked(
-    teacher: Teacher, clip: zoo.Clip, config: TrainTeacher, data: str, content: Manifest, out: str
+    teacher: Teacher,
+    clip: zoo.Clip,
+    config: TrainTeacher,
+    data: str,
+    content: Manifest,
+    out: str,
+    report: Report | None,
 ) -> Result:
     image, text, owners = _trunk_features(clip, config, data, content)
     digest = hashlib.sha256(image.numpy().tobytes() + text.numpy().tobytes()).hexdigest()
     return train_heads(
         clip, image, text, owners, teacher.training, seed=config.seed,
         key={"features": digest, "seed": config.seed, "model": teacher.model},
-        folder=storage.join(out, teacher.name), title=teacher.name,
+        folder=storage.join(out, teacher.name), title=teacher.name, report=report,
     )  # fmt: skip
 
 

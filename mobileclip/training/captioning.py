@@ -18,7 +18,7 @@ from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip, image_tensor
 from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
-from mobileclip.training.loop import Batch, Objective, Result, train
+from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import clip_loss
 from mobileclip.training.objective import Features, Losses
 from mobileclip.training.world import World, join
@@ -36,6 +36,7 @@ def train_captioner(
     folder: str,
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
+    report: Report | None = None,
 ) -> Result:
     """Train a CoCa in place.
 
@@ -50,6 +51,7 @@ def train_captioner(
         folder: Checkpoint folder.
         title: Name of the run.
         validate: Scores at every point of the curve.
+        report: Gets the points of the curve as they come.
     """
     world = join()
     objective = coca_objective(
@@ -59,7 +61,7 @@ def train_captioner(
         set_grad_checkpointing(clip.model)
     return train(
         clip.model, objective, batch_source(dataset, config, seed, world), config,
-        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate, report=report,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from mobileclip.config import Training
 from mobileclip.data.loader import PairDataset, batches, collate_teachers
 from mobileclip.manifest import spec_digest
 from mobileclip.models.zoo import Clip, image_tensor
-from mobileclip.training.loop import Batch, Objective, Result, train
+from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import Divergence, feature_loss, reinforced_loss, teacher_agreement
 from mobileclip.training.objective import Features, Losses
 from mobileclip.training.world import World, join
@@ -67,6 +67,7 @@ def train_clip(
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
     online: TeacherFeatures | None = None,
+    report: Report | None = None,
 ) -> Result:
     """Train a CLIP model in place with the reinforced loss (plain CLIP where lambda is 0).
 
@@ -81,6 +82,7 @@ def train_clip(
         title: Name of the run.
         validate: Scores at every point of the curve.
         online: Runs the teachers in every step, see `mobileclip.training.online`; `None` = stored embeddings.
+        report: Gets the points of the curve as they come.
     """
     world = join()
     model = clip.model.to(memory_format=torch.channels_last)  # twice as fast on CPU for depthwise convolutions
@@ -94,7 +96,7 @@ def train_clip(
         set_grad_checkpointing(model)
     return train(
         trained, objective, batch_source(dataset, config, seed, world), config,
-        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate, report=report,
     )  # fmt: skip
 
 

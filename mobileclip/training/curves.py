@@ -2,19 +2,28 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mobileclip import storage
 from mobileclip.report import Tracker
-from mobileclip.training.loop import Result
+from mobileclip.training.loop import Report, Result
+
+
+def reporter(tracker: Tracker) -> Report:
+    """A function that sends points of learning curves to the tracker."""
+
+    def report(point: dict[str, Any]) -> None:
+        numbers = {k: v for k, v in point.items() if isinstance(v, float)}
+        tracker.log_metrics({f"{point['model']}/{k}": v for k, v in numbers.items()}, step=int(point["step"]))
+
+    return report
 
 
 def log_history(tracker: Tracker, result: Result) -> None:
-    """Send a learning curve to the tracker, point by point, with the speed of this run where it is known."""
+    """Send a whole learning curve to the tracker, with the speed of this run where it is known."""
     speeds = {speed["step"]: speed for speed in result.speeds}
     for point in result.history:
-        numbers = {k: v for k, v in point.items() if isinstance(v, float)}
-        numbers |= {k: v for k, v in speeds.get(point["step"], {}).items() if k != "step"}
-        tracker.log_metrics({f"{point['model']}/{k}": v for k, v in numbers.items()}, step=point["step"])
+        reporter(tracker)(point | speeds.get(point["step"], {}))
 
 
 def write_history(folder: str, histories: Sequence[Result]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mobileclip.config import Training
 from mobileclip.models.zoo import Clip
 from mobileclip.training.contrastive import checkpoints, run_key
-from mobileclip.training.loop import Batch, Objective, Result, train
+from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import clip_loss
 from mobileclip.training.objective import Features, Losses
 from mobileclip.training.world import join
@@ -17,7 +17,7 @@ from mobileclip.training.world import join
 
 def train_heads(
     clip: Clip, image: Tensor, text: Tensor, owners: Tensor, config: Training, *, seed: int, key: Mapping[str, Any],
-    folder: str, title: str,
+    folder: str, title: str, report: Report | None = None,
 ) -> Result:  # fmt: skip
     """Train the projections and the logit scale alone.
 
@@ -32,6 +32,7 @@ def train_heads(
         key: All that decides the result.
         folder: Checkpoint folder.
         title: Name of the run.
+        report: Gets the points of the curve as they come.
     """
     world = join()
     heads = LockedHeads(clip)
@@ -58,7 +59,7 @@ def train_heads(
 
     return train(
         heads, Objective(encode, criterion), source, config,
-        key=run_key(key, config, title), folder=checkpoints(folder), title=title,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, report=report,
     )  # fmt: skip
 
 

@@ -21,10 +21,12 @@ from mobileclip.training.objective import Batch, Features, Losses, Objective, ba
 from mobileclip.training.optimizer import create_optimizer, learning_rate
 from mobileclip.training.world import World, join
 
-__all__ = ["Batch", "BatchSource", "Objective", "Result", "train"]
+__all__ = ["Batch", "BatchSource", "Objective", "Report", "Result", "train"]
 
 logger = logging.getLogger(__name__)
 
+Report = Callable[[dict[str, Any]], None]
+"""Gets a point of the learning curve."""
 BatchSource = Callable[[int, int], Iterator[Batch]]
 """(first step, last step) to this process's rows of the batches of these steps."""
 
@@ -64,6 +66,7 @@ class _Run:
     folder: str
     title: str
     validate: Callable[[], dict[str, float]] | None
+    report: Report
     state: Snapshot
 
 
@@ -77,6 +80,7 @@ def train(
     folder: str,
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
+    report: Report | None = None,
 ) -> Result:
     """Train a model in place; afterwards it holds the last weights, their running mean, or the best, as asked for.
 
@@ -92,6 +96,8 @@ def train(
         title: Name of the run in progress bar and history.
         validate: Called at every point in eval mode on the first process; its scores join the history. The first of
             them chooses the best weights, see `Training.keep_weights`.
+        report: Called on the first process with every point as it comes, and the speed since the one before; of a
+            resumed run with the earlier points first.
 
     Raises:
         ConfigError: There are fewer samples in a step than processes times parts.
@@ -100,7 +106,11 @@ def train(
     world = join()
     _check(config, world, validate)
     model.to(world.device)
-    run = _start(model, objective, config, world, key=key, folder=folder, title=title, validate=validate)
+    run = _start(model, objective, config, world, key=key, folder=folder, title=title, validate=validate,
+        report=report if report is not None and world.main else lambda _: None,
+    )  # fmt: skip
+    for point in run.state.history:
+        run.report(point)
     result = Result(run.state.history)
     start = time.perf_counter()
     with global_batch_norm(model, world) if config.global_batch_norm else contextlib.nullcontext():
@@ -135,6 +145,7 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
             _add_point(run, batch, losses, features, norm)
             steps = done - max(first, (done - 1) // config.log_every * config.log_every)
             result.speeds.append(_speed(done, steps * config.batch_size, since, waited))
+            run.report(state.history[-1] | result.speeds[-1])
             progress.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
             result.wait_seconds += waited
             since, waited = time.perf_counter(), 0.0

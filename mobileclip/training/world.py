@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mobileclip.errors import ConfigError
-from mobileclip.parallel import Task, run_all
+from mobileclip.parallel import Task, process_count, run_all
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,15 @@ def join() -> World:
 
 def train_models(tasks: Sequence[Task]) -> list[Any]:
     """Train independent models: side by side on the cores of one CPU, else one after the other with all processes."""
-    world = join()
-    if world.size > 1 or world.device.type == "cuda":
+    if one_by_one(len(tasks)):
         return [function(*arguments) for function, arguments in tasks]
     return run_all(tasks)
+
+
+def one_by_one(models: int) -> bool:
+    """Whether `train_models` trains that many in this process, which then can report while it trains."""
+    world = join()
+    return world.size > 1 or world.device.type == "cuda" or process_count(models) == 1
 
 
 def _device(local_rank: int) -> torch.device:

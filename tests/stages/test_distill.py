@@ -85,7 +85,12 @@ def test_history_and_tracker_have_the_same_points(finished):
     assert points[2]["loss/distill"] == 0
     assert [step for step, _ in tracker.steps] == [2, 4, 2, 4]
     assert "student/loss/distill" in tracker.steps[0][1]
-    assert set(json.loads((out / "timings.json").read_text())) == {"student", "control"}
+    assert {"student/samples_per_second", "student/wait_share", "student/teacher_agreement"} <= tracker.steps[0][1]
+    assert 0 <= points[0]["teacher_agreement"] <= 1
+    timings = json.loads((out / "timings.json").read_text())
+    assert {name: [point["step"] for point in row["points"]] for name, row in timings.items()} == {
+        "student": [2, 4], "control": [2, 4],
+    }  # fmt: skip
 
 
 def test_the_first_loss_is_the_papers_on_the_first_batch(calibrated, tmp_path):
@@ -110,16 +115,28 @@ def test_the_first_loss_is_the_papers_on_the_first_batch(calibrated, tmp_path):
     assert found == pytest.approx(float(expected["loss"]), rel=1e-4)
 
 
-def test_again_and_after_a_kill_every_file_is_the_same(finished, calibrated, tmp_path):
+def test_again_and_after_a_kill_every_file_is_the_same(finished, calibrated, tmp_path, monkeypatch):
     out, metrics, _ = finished
     first = {n: d for n, d in _files(out).items() if n != "timings.json"}
+    assert not any("checkpoint" in name for name in first)  # a complete stage leaves none
 
-    # What a process leaves that ends after the last step and before the student is saved: a checkpoint of step 2.
-    checkpoint = "student/checkpoint/checkpoint.safetensors"
-    (tmp_path / checkpoint).parent.mkdir(parents=True)
-    (tmp_path / checkpoint).write_bytes(first[checkpoint])
-    assert _run(CONFIG, tmp_path, calibrated) == metrics
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo, "save", killed)  # after the last step, before the student is there
+    with pytest.raises(KeyboardInterrupt):
+        _run(CONFIG, tmp_path, calibrated)
+    monkeypatch.undo()
+    assert set(_files(tmp_path)) == {
+        f"student/checkpoint/step-000000002/{name}"
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json")
+    }
+    changed = CONFIG.training.model_copy(update={"workers": 1, "checkpoint_every": 3})  # such keys may change
+    tracker = Points()
+    assert _run(CONFIG.model_copy(update={"training": changed}), tmp_path, calibrated, tracker) == metrics
     assert {n: d for n, d in _files(tmp_path).items() if n != "timings.json"} == first
+    assert [step for step, _ in tracker.steps] == [2, 4, 2, 4]
+    assert ["student/samples_per_second" in names for _, names in tracker.steps[:2]] == [False, True]
 
 
 def test_the_number_of_processes_and_workers_changes_nothing(finished, calibrated, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         weights("cut")
     monkeypatch.undo()
-    assert (tmp_path / "cut/finetune/checkpoint/checkpoint.safetensors").exists()
+    assert (tmp_path / "cut/finetune/checkpoint/step-000000002/state.json").exists()
     assert not (tmp_path / "cut/model.json").exists()
     assert weights("cut") == whole
 
