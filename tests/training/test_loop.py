@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mobileclip.config import Optimizer, Training
-from mobileclip.errors import MobileClipError
+from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.training import checkpoint
 from mobileclip.training.loop import Objective, train
 
@@ -371,3 +371,48 @@ def test_float16_scales_gradients_and_resumes_its_scale(tmp_path):
     found = _run(again, tmp_path / "broken", config=config, loss=loss(again))
     assert found.history == expected.history
     assert _equal(again, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"accumulate": 9}, r"^training\.batch_size: got 8, want at least 9: one sample for each of 1 processes "),
+        ({"keep_weights": "best"}, r"^training\.keep_weights: got 'best', but there is no validation split"),
+    ],
+)
+def test_what_cannot_be_is_said_before_training(tmp_path, changes, match):
+    with pytest.raises(ConfigError, match=match):
+        _run(_model(), tmp_path, config=CONFIG.model_copy(update=changes))
+
+
+def test_points_are_reported_as_they_come_and_again_after_a_kill(tmp_path):
+    seen: list[dict[str, float]] = []
+
+    def run(loss=None):
+        model = _model()
+
+        def plain(batch):
+            return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
+
+        objective = Objective(encode=plain if loss is None else loss(plain), criterion=lambda features, _: features)
+        return train(
+            model, objective, _loader(), CONFIG, key="key", folder=str(tmp_path), title="net", report=seen.append
+        )
+
+    def stopping(plain):
+        def loss(batch):
+            if len(seen) == 7:
+                raise KeyboardInterrupt
+            return plain(batch)
+
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stopping)
+    assert [point["step"] for point in seen] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(point["samples_per_second"] > 0 and 0 <= point["wait_share"] <= 1 for point in seen)
+    seen.clear()
+    history = run().history
+    assert [point["step"] for point in seen] == list(range(1, 13))
+    assert ["wait_share" in point for point in seen] == [False] * 5 + [True] * 7
+    assert [point["loss"] for point in seen] == [point["loss"] for point in history]
