@@ -104,12 +104,12 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def models(_: argparse.Namespace) -> int:
     """List the architectures."""
-    from mobileclip.models.listing import describe_models
+    from mobileclip.models.listing import HEADINGS, describe_models
 
-    table = Table("model", "image M", "text M", "total M", "size", "context", "mean/std", box=None)
+    table = Table(*HEADINGS, box=None)
     for row in describe_models():
-        table.add_row(*(str(value) for value in row))
-    Console().print(table)
+        table.add_row(*row.cells())
+    Console(width=max(150, Console().width)).print(table)
     return 0
 
 

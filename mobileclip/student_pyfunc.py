@@ -163,8 +163,16 @@ def _build(config: dict[str, Any], text_folder: Path) -> torch.nn.Module:
             text["hf_model_name"] = str(text_folder)
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
+    if "repmixer" in text:  # MobileCLIP-S0's text tower, which open_clip does not know
+        return importlib.import_module("mobileclip_text_repmixer").clip_with_text_repmixer(config)  # type: ignore[no-any-return]
     custom = config.pop("custom_text", False) or "hf_model_name" in text
-    return open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
+    built: Any = open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
+    trunk: Any = getattr(built.visual, "trunk", None)
+    size = vision.get("image_size")
+    built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if isinstance(size, int) and built_for not in {None, (size, size)}:
+        trunk.set_input_size(img_size=(size, size))  # open_clip builds timm's ViTs for the size in their name
+    return built  # type: ignore[no-any-return]
 
 
 def _know_own_architectures() -> None:

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mobileclip.errors import ConfigError
 from mobileclip.models.reparameterize import reparameterize
+from mobileclip.models.text_repmixer import TextRepMixerBlock
 from mobileclip.models.zoo import Clip
 
 IMAGE_INPUT, IMAGE_OUTPUT = "image", "image_features"
@@ -95,7 +96,13 @@ class PlainText(nn.Module):
         transformer = deepcopy(tower.transformer)
         self.token_embedding = deepcopy(tower.token_embedding)
         self.positional_embedding = nn.Parameter(tower.positional_embedding.detach().clone())
-        self.blocks = nn.ModuleList([_PlainBlock(block) for block in transformer.resblocks])
+        # Text-RepMixer blocks are plain operations themselves, once their branches are folded.
+        self.blocks = nn.ModuleList(
+            [
+                _PlainBlock(block) if isinstance(block, ResidualAttentionBlock) else reparameterize(block)
+                for block in transformer.resblocks
+            ]
+        )
         self.ln_final = _plain_norm(tower.ln_final)
         self.projection = _projection(tower.text_projection)
         self.end_token = int(clip.tokenizer.eot_token_id)  # type: ignore[attr-defined]
@@ -144,7 +151,8 @@ def is_plain(clip: Clip) -> bool:
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
         return False
     pool = getattr(tower, "pool_type", "") or getattr(tower, "text_pool_type", "")
-    return pool == "argmax" and all(isinstance(b, ResidualAttentionBlock) for b in tower.transformer.resblocks)
+    known = (ResidualAttentionBlock, TextRepMixerBlock)
+    return pool == "argmax" and all(isinstance(block, known) for block in tower.transformer.resblocks)
 
 
 def is_causal(clip: Clip) -> bool:

@@ -1,40 +1,140 @@
-"""The table of `mobileclip models`: size, input and normalization of MobileCLIP and of the project's own models."""
+"""The table of `mobileclip models`: size, input, normalization and license of every model that has a name here."""
 
+import contextlib
+import hashlib
+import json
+import math
+import os
+from dataclasses import astuple, dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 
+from mobileclip import storage
 from mobileclip.models import zoo
-from mobileclip.models.architectures import own_names, register
+from mobileclip.models.architectures import own_names
+from mobileclip.models.published import APPLE_LICENSE, OPENAI, PLAIN, VARIANTS, Variant
 from mobileclip.models.reparameterize import reparameterize
 
+_HERE = Path(__file__).parent
+_FIGURES = 5
+_STATISTICS = {PLAIN: "0 / 1", OPENAI: "OpenAI"}
 
-def describe_models() -> list[tuple[Any, ...]]:
-    """Rows of (name, image M, text M, total M, size, context, mean/std) for models that can be created here.
 
-    Parameters are counted after reparameterization, on models without storage, so that no weights are allocated.
+@dataclass(frozen=True)
+class Row:
+    """One model; parameters in millions, as trained and with folded branches.
+
+    Attributes:
+        model: Name.
+        image: Parameters of the image tower while training.
+        text: Parameters of the text tower while training.
+        total: Both and the logit scale.
+        folded_image: Image tower after reparameterization.
+        folded_total: The model after reparameterization.
+        size: Input width and height [pixels].
+        context: Tokens.
+        statistics: Mean and standard deviation of the pixels.
+        interpolation: Of the resizing.
+        weights: Tag of the published weights; empty = none.
+        license: License of the published weights; empty = none.
     """
-    register()
-    names = [name for name in open_clip.list_models() if name.startswith("MobileCLIP")] + own_names()
-    return [_describe(name) for name in names]
+
+    model: str
+    image: float
+    text: float
+    total: float
+    folded_image: float
+    folded_total: float
+    size: int
+    context: int
+    statistics: str
+    interpolation: str
+    weights: str
+    license: str
+
+    def cells(self) -> list[str]:
+        """As printed: millions with three digits, nothing for what is not known."""
+        return [_cell(value) for value in astuple(self)]
 
 
-def _describe(name: str) -> tuple[Any, ...]:
+HEADINGS = (
+    "model", "image M", "text M", "total M", "folded image M", "folded total M", "px", "tokens", "mean/std", "resize",
+    "weights", "license",
+)  # fmt: skip
+
+
+def describe_models() -> list[Row]:
+    """All published variants, then the project's own architectures.
+
+    Parameters are counted on modules of torch's meta device: the real architectures, without storage.
+    """
+    return [describe(name) for name in dict.fromkeys([*VARIANTS, *own_names()])]
+
+
+def describe(name: str) -> Row:
+    """The row of one architecture name; a tower that needs files of its own (`text/`) has NaN counts.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
     config = zoo.architecture(name)
     preprocess = zoo.default_preprocess(name, config)
-    if "hf_model_name" in config["text_cfg"]:
-        return (name, "-", "-", "-", preprocess.size, config["text_cfg"]["context_length"], "needs text weights")
-    model: Any = zoo.create(name).model
-    image = _millions(reparameterize(model.visual))
-    total = image + _millions(model) - _millions(model.visual)
-    plain = preprocess.mean == (0.0, 0.0, 0.0)
-    context = config["text_cfg"].get("context_length", 77)
-    return (
-        name, f"{image:.1f}", f"{total - image:.1f}", f"{total:.1f}", preprocess.size, context,
-        "0 / 1" if plain else "own" if preprocess.mean == (0.5, 0.5, 0.5) else "OpenAI",
+    counts = [math.nan] * _FIGURES if config["text_cfg"].get("hf_model_name") == "text" else _remembered(config)
+    variant = VARIANTS.get(name)
+    statistics = _STATISTICS.get((preprocess.mean, preprocess.std), "own")
+    image, text, total, folded_image, folded_total = counts
+    return Row(
+        name, image, text, total, folded_image, folded_total, preprocess.size,
+        int(config["text_cfg"].get("context_length", 77)), statistics, preprocess.interpolation, _weights(variant),
+        APPLE_LICENSE if variant else "",
     )  # fmt: skip
+
+
+def _weights(variant: Variant | None) -> str:
+    if variant is None:
+        return ""
+    return variant.tag if variant.stated else f"{variant.tag}, normalization unstated"
+
+
+def _remembered(config: dict[str, Any]) -> list[float]:
+    """`_count`, from the user's cache where the same code counted the same architecture before.
+
+    Building all models takes a minute; the key holds everything that decides the figures.
+    """
+    code = [(_HERE / name).read_text() for name in ("architectures.py", "text_repmixer.py", "reparameterize.py")]
+    versions = [version(name) for name in ("torch", "timm", "open_clip_torch")]
+    key = hashlib.sha256(json.dumps([config, code, versions], sort_keys=True).encode()).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobileclip" / "parameters"
+    try:
+        found = json.loads((folder / f"{key}.json").read_text())
+        if isinstance(found, list) and len(found) == _FIGURES and all(isinstance(f, float) for f in found):
+            return found
+    except (OSError, ValueError):
+        pass
+    counts = _count(config)
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        storage.write_bytes(str(folder / f"{key}.json"), json.dumps(counts).encode())
+    return counts
+
+
+def _count(config: dict[str, Any]) -> list[float]:
+    """Millions of parameters: image, text, total, folded image, folded total."""
+    with torch.device("meta"):
+        model: Any = zoo.build(config)
+        folded: Any = reparameterize(model)
+    image, total = _millions(model.visual), _millions(model)
+    scales = model.logit_scale.numel() / 1e6
+    return [image, total - image - scales, total, _millions(folded.visual), _millions(folded)]
 
 
 def _millions(module: torch.nn.Module) -> float:
     return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.3f}"
+    return str(value)

@@ -27,6 +27,7 @@ _REQUIREMENTS = (
     "torchvision",
     "transformers",
 )
+_MODULES = ("architectures", "text_repmixer")  # what open_clip and timm lack; these import nothing of this package
 _CHECKPOINT = ("open_clip_config.json", "open_clip_model.safetensors", "model.json")
 WEIGHTS = "student/open_clip_model.safetensors"
 _TEXT = "a photo of a cat."
@@ -85,13 +86,15 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
         # Copies with plain names: MLflow writes the paths it is given into the model.
         root = Path(folder)
         shutil.copy(_PACKAGE / "student_pyfunc.py", root / "student_pyfunc.py")
-        shutil.copy(_PACKAGE / "models" / "architectures.py", root / "mobileclip_architectures.py")
+        modules = [root / f"mobileclip_{name}.py" for name in _MODULES]
+        for name, module in zip(_MODULES, modules, strict=True):
+            shutil.copy(_PACKAGE / "models" / f"{name}.py", module)
         _copy_checkpoint(student, root / "student")
         shutil.copytree(evidence, root / "evidence")
         mlflow.pyfunc.save_model(
             str(target),
             python_model=str(root / "student_pyfunc.py"),
-            code_paths=[str(root / "mobileclip_architectures.py")],
+            code_paths=[str(module) for module in modules],
             artifacts={name: str(root / name) for name in ("student", "evidence")},
             signature=_signature(mlflow),
             input_example={"image": [base64.b64encode(example).decode()], "text": [_TEXT]},

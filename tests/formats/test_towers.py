@@ -82,3 +82,20 @@ def test_half_precision_keeps_pixels_and_norm_in_float32(clip, towers):
     got = halved(pixels)
     assert got.dtype == halved.mean.dtype == torch.float32
     assert 0 < (got - towers.image(pixels)).abs().max() < 5e-3
+
+
+@torch.no_grad()
+def test_text_repmixer_tower_is_folded_into_plain_operations():
+    """MobileCLIP-S0's kind of text tower, small."""
+    clip = perturbed_clip("tiny-mci")
+    clip.config["text_cfg"] |= {"repmixer": {"kernel_size": 11}, "width": 64, "heads": 2, "layers": 1}
+    torch.manual_seed(0)
+    clip.model = zoo.build(clip.config)
+    for name, value in [*clip.model.text.named_parameters(), *clip.model.text.named_buffers()]:
+        if name.endswith(("layer_scale", "running_var", "running_mean")):
+            value.uniform_(0.1, 0.9)
+    towers, tokens = split(clip), clip.tokenizer(TEXTS)
+    assert towers.plain_text
+    assert not any(isinstance(module, torch.nn.MultiheadAttention) for module in towers.text.modules())
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in towers.text.modules()) == 2  # of the feed-forward layers
+    torch.testing.assert_close(towers.text(tokens.int()), clip.encode_text(TEXTS), rtol=0, atol=2e-6)

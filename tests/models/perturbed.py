@@ -7,23 +7,30 @@ from mobileclip.models import zoo
 
 
 @torch.no_grad()
-def perturbed_clip(name: str, seed: int = 0) -> zoo.Clip:
+def perturbed_clip(name: str, seed: int = 0, size: int = 0) -> zoo.Clip:
     """A model with random weights and layer scales, and batch statistics near those of pictures.
+
+    Args:
+        name: Architecture.
+        seed: Of everything random.
+        size: Width of the pictures of the statistics; 0 = the model's own.
 
     Without real statistics all pictures would get nearly the same embedding, and no error could be told from noise.
     """
     torch.manual_seed(seed)
     clip = zoo.create(name)
     norms = [module for module in clip.model.modules() if isinstance(module, _BatchNorm)]
-    for module in clip.model.modules():
-        if type(module).__name__ in {"LayerScale", "LayerScale2d"}:
-            module.gamma.uniform_(0.1, 0.5)
+    for key, value in clip.model.named_parameters():
+        if key.endswith(("gamma", "layer_scale")):
+            value.uniform_(0.1, 0.5)
     for norm in norms:
         norm.weight.uniform_(0.5, 1.5)
         norm.bias.normal_(std=0.2)
         norm.momentum = None  # the plain mean over batches
         norm.train()
-    clip.model.visual(zoo.image_tensor((patterned_images(16, clip.preprocess.size) * 255), clip.preprocess))
+    clip.model.visual(zoo.image_tensor((patterned_images(16, size or clip.preprocess.size) * 255), clip.preprocess))
+    if set(norms) - set(clip.model.visual.modules()):
+        clip.model.encode_text(torch.randint(1, 49_406, (16, clip.model.context_length)))
     for norm in norms:
         norm.momentum = 0.1
         norm.running_mean += torch.randn_like(norm.running_mean) * 0.1 * norm.running_var.sqrt()

@@ -47,7 +47,7 @@ def _build(name: str, seed: int) -> torch.nn.Module:
         cfg["text_cfg"]["embed_cls"] = False
         cfg["multimodal_cfg"]["ls_init_value"] = 0.5
     torch.manual_seed(seed)
-    model = zoo._build(cfg, None)
+    model = zoo.build(cfg)
     for block in model.text_decoder.cross_attn:
         block.attn.out_proj.weight.data *= 5  # random weights hardly look at the image
     return model

@@ -1,0 +1,124 @@
+"""What is published under which name: architecture, normalization, weights and their license.
+
+open_clip gives a local file, or a model without a tag, OpenAI's mean and standard deviation whatever it is. Most
+MobileCLIP models were trained on plain 0-1 pixels, so everything that is known of a published name stands here, and
+what is not known is refused rather than guessed. Sources: open_clip's `pretrained.py`, Apple's model README
+(arXiv 2311.17049, 2508.20691).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+PLAIN: Statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+OPENAI: Statistics = (tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD))
+APPLE_LICENSE = "apple-amlr"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published MobileCLIP model.
+
+    Attributes:
+        architecture: Configuration name, of open_clip or of the project.
+        tag: Tag of the published weights.
+        hub: Hub repository with the weights in Apple's own layout, `mobileclip_s0.pt`.
+        statistics: Mean and standard deviation of the pixels.
+        interpolation: Of the resizing.
+        stated: Whether the publisher says which normalization the weights want.
+    """
+
+    architecture: str
+    tag: str
+    hub: str
+    statistics: Statistics = PLAIN
+    interpolation: str = "bilinear"
+    stated: bool = True
+
+
+def _first(size: str, *, architecture: str = "", tag: str = "datacompdr", **known: Any) -> Variant:
+    return Variant(architecture or f"MobileCLIP-{size}", tag, f"apple/MobileCLIP-{size}", **known)
+
+
+def _second(size: str, **known: Any) -> Variant:
+    return Variant(f"MobileCLIP2-{size}", "dfndr2b", f"apple/MobileCLIP2-{size}", **known)
+
+
+VARIANTS: dict[str, Variant] = {
+    "MobileCLIP-S0": _first("S0"),
+    "MobileCLIP-S1": _first("S1"),
+    "MobileCLIP-S2": _first("S2"),
+    "MobileCLIP-B": _first("B"),
+    "MobileCLIP-B-LT": _first("B-LT", architecture="MobileCLIP-B", tag="datacompdr_lt"),
+    # MobileCLIP's recipe on MobileCLIP2's architectures; their normalization is stated nowhere.
+    "MobileCLIP-S3": _first("S3", architecture="MobileCLIP2-S3", statistics=OPENAI, stated=False),
+    "MobileCLIP-S4": _first("S4", architecture="MobileCLIP2-S4", statistics=OPENAI, stated=False),
+    "MobileCLIP-L-14": _first(
+        "L-14", architecture="MobileCLIP2-L-14", statistics=OPENAI, interpolation="bicubic", stated=False
+    ),
+    "MobileCLIP2-S0": _second("S0"),
+    "MobileCLIP2-S2": _second("S2"),
+    "MobileCLIP2-B": _second("B"),
+    "MobileCLIP2-S3": _second("S3", statistics=OPENAI),
+    "MobileCLIP2-S4": _second("S4", statistics=OPENAI),
+    "MobileCLIP2-L-14": _second("L-14", statistics=OPENAI, interpolation="bicubic"),
+}
+
+# By the start of a weights tag or the owner of a hub name; a card on the hub that says otherwise comes first.
+_LICENSES = (
+    ("datacompdr", APPLE_LICENSE),
+    ("dfn", APPLE_LICENSE),
+    ("apple/", APPLE_LICENSE),
+    ("timm/mobileclip", APPLE_LICENSE),
+    ("openai", "MIT"),
+    ("laion", "MIT"),
+    ("mscoco_finetuned_laion", "MIT"),
+    ("datacomp", "MIT"),
+    ("commonpool", "MIT"),
+    ("metaclip", "CC-BY-NC-4.0"),
+    ("webli", "Apache-2.0"),
+    ("timm/vit_pe", "Apache-2.0"),
+)
+
+
+def license_of(name: str) -> str:
+    """License of published weights by tag (`dfndr2b`) or hub name (`apple/MobileCLIP2-S0`); else `unknown`.
+
+    Apple's weights, CoCa captioners included, are for research only, and so is what is made from them.
+    """
+    lowered = name.lower()
+    return next((license_ for start, license_ in _LICENSES if lowered.startswith(start)), "unknown")
+
+
+def variant_of_hub(repository: str) -> str:
+    """Architecture that a hub repository with a lone weights file holds; empty where it is none that is known.
+
+    That is a published variant, whichever the owner, or one of Apple's CoCa captioners with open_clip's own context.
+    """
+    owner, _, name = repository.rpartition("/")
+    name = name.removesuffix("-OpenCLIP")
+    if owner == "apple" and name.startswith("mobileclip2_coca_") and name.endswith("context77"):
+        return "coca_ViT-L-14"
+    return name if name in VARIANTS else ""
+
+
+def statistics_of_file(model: str) -> tuple[Statistics, str] | None:
+    """Normalization and interpolation of a local file with weights of architecture `model`; None where unknown.
+
+    A published variant has its own; of another architecture it is known only when all its published weights agree.
+    """
+    if model in VARIANTS:
+        variant = VARIANTS[model]
+        return (variant.statistics, variant.interpolation) if variant.stated else None
+    found = set()
+    for tag in open_clip.list_pretrained_tags_by_model(model):
+        config = open_clip.get_pretrained_cfg(model, tag)
+        mean, std = config.get("mean") or OPENAI[0], config.get("std") or OPENAI[1]
+        found.add((tuple(mean), tuple(std), config.get("interpolation") or "bicubic"))
+    if len(found) != 1:
+        return None
+    mean, std, interpolation = found.pop()
+    return (mean, std), interpolation
