@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,10 @@ def watched(shards: Sequence[Shard], label: str, *, position: int = 0) -> Iterat
             logger.info("%s: %s, %d of %d samples, %.1f a second, %s left", label, shard.name, done, total, rate, left)
 
 
-def write_timings(out: str, work: Work, *, group: int = 0, num_groups: int = 1, **more: Any) -> Mapping[str, Any]:
+def write_timings(out: str, work: Work, *, group: int = 0, num_groups: int = 1, **more: Any) -> None:
     """Write `timings.json` (`timings-00003.json` for one group of several), which no lineage record looks at.
+
+    A run that found everything done leaves the times of the run that did it.
 
     Args:
         out: The stage's output folder or URI.
@@ -65,6 +67,8 @@ def write_timings(out: str, work: Work, *, group: int = 0, num_groups: int = 1, 
         num_groups: Number of units.
         more: Further entries.
     """
+    if not work.shards:
+        return
     name = f"timings-{group:05d}.json" if num_groups > 1 else "timings.json"
     times = {
         "seconds": round(work.seconds, 3),
@@ -74,4 +78,3 @@ def write_timings(out: str, work: Work, *, group: int = 0, num_groups: int = 1, 
         **more,
     }
     storage.write_bytes(storage.join(out, name), (json.dumps(times, indent=1, sort_keys=True) + "\n").encode())
-    return times

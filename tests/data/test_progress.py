@@ -33,5 +33,7 @@ def test_timings_of_a_run_and_of_one_group_of_several(tmp_path):
     assert json.loads((tmp_path / "timings.json").read_text()) == {
         "seconds": 4.0, "samples": 40, "samples_per_second": 10.0, "shards": {"s0": 1.235, "s1": 3.0}, "views": 80,
     }  # fmt: skip
-    write_timings(str(tmp_path), Work(0.0, {}, 0), group=3, num_groups=5)
-    assert json.loads((tmp_path / "timings-00003.json").read_text())["samples_per_second"] == 0
+    write_timings(str(tmp_path), work, group=3, num_groups=5)
+    assert json.loads((tmp_path / "timings-00003.json").read_text())["samples_per_second"] == 10
+    write_timings(str(tmp_path), Work(0.1, {}, 0))
+    assert json.loads((tmp_path / "timings.json").read_text())["samples"] == 40  # nothing done, nothing said
