@@ -67,3 +67,12 @@ def test_dvc_runs_a_stage_again_when_code_section_or_inputs_change(dvc):
 def test_dvc_shows_the_metrics_of_every_stage(dvc):
     values, file = dvc
     assert file["metrics"] == [f"{values['root']}/{stage}/metrics.json" for stage in STAGE_NAMES]
+
+
+def test_dvc_plots_show_figures_of_stages(dvc):
+    """Pictures alone: DVC draws anything else with a script from the network."""
+    values, file = dvc
+    for name in file["plots"]:
+        root, stage, figure = name.rsplit("/", 2)
+        assert (root, stage in STAGE_NAMES) == (values["root"], True)
+        assert figure == "figures" or figure.endswith(".png")
