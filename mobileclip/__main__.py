@@ -85,6 +85,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     _MORE.get(command, lambda _: None)(parser)
     if command in {"run", "status"}:
         parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="one section per stage")
+        _add_recipe(parser)
         parser.add_argument("--root", default="runs/local", help="folder or s3:// prefix; stage X writes ROOT/X")
         parser.add_argument("--source", default="data/raw", help="folder with pictures and captions")
         parser.add_argument("--towers", default="", help="folder with pretrained towers, if a teacher uses some")
@@ -116,6 +117,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "params", nargs="?", type=Path, help="params file to complete with comments; default: built in"
         )
+        _add_recipe(parser)
     return parser
 
 
@@ -141,6 +143,11 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
 
 
 _MORE = {"publish": _add_publish, "suite": _add_suite}
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    what = "keys that differ from the params file (examples/recipes); may be repeated, the last one wins"
+    parser.add_argument("--recipe", type=Path, action="append", default=[], metavar="FILE", help=what)
 
 
 def _overview() -> str:

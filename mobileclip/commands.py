@@ -47,7 +47,7 @@ def stage(name: str, arguments: list[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chain from a first to a last stage, skipping what is current."""
-    params = read_params(arguments.params)
+    params = read_params(arguments.params, recipes=arguments.recipe)
     names = [row.stage for row in CHAIN]
     chosen = CHAIN[names.index(arguments.first) : names.index(arguments.last) + 1]
     if not chosen:
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """Print each stage's state."""
-    params = read_params(arguments.params)
+    params = read_params(arguments.params, recipes=arguments.recipe)
     table = Table("stage", "state", "what it does", box=None)
     for row in CHAIN:
         table.add_row(row.stage, _state(row, params, arguments), row.title)
@@ -196,7 +196,11 @@ def params(arguments: argparse.Namespace) -> int:
     """Print a complete params file."""
     from mobileclip.params_file import render
 
-    sys.stdout.write(render(read_params(arguments.params) if arguments.params else Params()))
+    if arguments.recipe:
+        values = read_params(arguments.params or Path("params.yaml"), recipes=arguments.recipe)
+    else:
+        values = read_params(arguments.params) if arguments.params else Params()
+    sys.stdout.write(render(values))
     return 0
 
 

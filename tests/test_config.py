@@ -17,9 +17,7 @@ from mobileclip.errors import ConfigError
 from mobileclip.params_file import render
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(
-    itertools.chain(ROOT.glob("params.yaml"), ROOT.glob("params/*.yaml"), ROOT.glob("examples/recipes/*.yaml"))
-)
+FILES = sorted(itertools.chain(ROOT.glob("params.yaml"), ROOT.glob("params/*.yaml")))
 
 
 def _values() -> dict:

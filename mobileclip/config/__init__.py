@@ -3,7 +3,7 @@
 Importing this package loads neither torch nor any stage, so pipelines compile and the CLI prints help fast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from mobileclip.config.base import Dtype, Name, Section, Share, Split
 from mobileclip.config.data import Calibrate, Caption, Filter, Prepare, Reinforce, TeacherRef, Views
-from mobileclip.config.release import Classification, Evaluate, Export, Gate, Promote
+from mobileclip.config.recipes import apply
+from mobileclip.config.release import Classification, Evaluate, Export, Gate, LabelBank, Promote
 from mobileclip.config.training import Distill, FinetuneCaptioner, Optimizer, Teacher, Training, TrainTeacher
 from mobileclip.errors import ConfigError
 
@@ -28,6 +29,7 @@ __all__ = [
     "Filter",
     "FinetuneCaptioner",
     "Gate",
+    "LabelBank",
     "Name",
     "Optimizer",
     "Params",
@@ -101,8 +103,12 @@ def check_section(stage: str, section: Section | Mapping[str, Any]) -> Section:
     return getattr(checked, stage)  # type: ignore[no-any-return]
 
 
-def read_params(path: Path) -> Params:
+def read_params(path: Path, *, recipes: Sequence[Path] = ()) -> Params:
     """Read and check a whole params file.
+
+    Args:
+        path: Complete params file.
+        recipes: Files with the keys that differ, put over it in this order (`mobileclip.config.recipes`).
 
     Raises:
         ConfigError: The file is absent, is no mapping, or a key is unknown, missing or wrong.
@@ -119,7 +125,10 @@ def read_params(path: Path) -> Params:
     missing = _unset(params)
     if missing:
         raise ConfigError(f"{missing[0]}: missing in '{path}', want every key of every section.")
-    return params
+    values = params.model_dump(mode="json")
+    for recipe in recipes:
+        values = apply(values, recipe, schema=Params)
+    return _validate(Params, values) if recipes else params
 
 
 def _validate(model: type[Params], values: Mapping[str, Any]) -> Params:

@@ -5,23 +5,38 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mobileclip.config.base import TAKEN_COLUMNS, Dtype, Name, Section, Share, Split
+from mobileclip.config.training import Optimizer, Training
 
 
 class Prepare(Section):
     """Turn a user's images and captions into checked webdataset shards with a manifest."""
 
-    source: Literal["auto", "table", "folder", "webdataset"] = "auto"
+    source: Literal["auto", "table", "coco", "folder", "webdataset", "datacompdr"] = "auto"
     """How the input is laid out; `auto` looks at what is there."""
     table: str = "captions.jsonl"
-    """Caption table inside the input folder (.jsonl or .csv), read when `source` is table or auto."""
+    """Caption table inside the input folder (.jsonl, .csv, .tsv, .parquet or COCO's .json)."""
+    image_folder: str = ""
+    """Folder inside the input folder that a table's image names are relative to; empty = the input folder."""
     license: str = "unknown"
     """License of pictures and captions that do not name their own (SPDX identifier or a name)."""
     validation_share: Share = 0.05
     """Share of groups that go to the validation split, for samples that name no split."""
     group_field: str = "group_key"
     """Samples with the same value of this field never lie in two splits; absent: the uid."""
+    duplicates: Literal["drop", "merge"] = "drop"
+    """Captions of a picture whose bytes were there before: left out, or added to the first one's."""
+    layout: str = ""
+    """Whose embeddings a DataCompDR source holds: `datacompdr`, `dfndr`; empty = its `reinforcement.json` says it."""
+    check_sha256: bool = False
+    """Quarantine pictures whose bytes are not those of their `sha256` field (only where nothing re-encoded them)."""
+    near_duplicates: bool = False
+    """Report pictures that look alike (difference hash), also across splits; none is left out."""
+    near_distance: Annotated[int, Field(ge=0, le=8)] = 3
+    """Largest distance of two pictures in that report [bits of 64]."""
     shard_samples: PositiveInt = 1000
     """Samples per shard."""
+    shard_bytes: PositiveInt = 500_000_000
+    """Most bytes of pictures per shard; a single larger picture has a shard of its own [bytes]."""
     max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = 50_000_000  # Pillow's own limit lies just above
     """Larger pictures are quarantined [pixels]."""
     max_bad_share: Share = 0.01
@@ -31,6 +46,8 @@ class Prepare(Section):
 class Filter(Section):
     """Score image-text pairs with a CLIP model and keep the best as a selection column (DFN-style)."""
 
+    enabled: bool = True
+    """Off: nothing is scored and every pair is kept."""
     model: str = "trained:teacher"
     """Scoring CLIP: `trained:NAME`, an open_clip name, `hf-hub:...` or `local-dir:...`."""
     pretrained: str = ""
@@ -167,7 +184,9 @@ class Calibrate(Section):
     """Search the teachers' logit scales on stored embeddings alone."""
 
     enabled: bool = True
-    """Off: keep each teacher's own logit scale."""
+    """Off: keep each teacher's own logit scale, or the one given."""
+    given: dict[str, PositiveFloat] = {}
+    """Scale by teacher, taken where the search is off."""
     select: bool = True
     """Leave a teacher out of the ensemble where it makes the averaged affinities worse."""
     scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [10.0, 15.0, 20.0, 30.0, 50.0, 70.0, 100.0]
@@ -178,3 +197,15 @@ class Calibrate(Section):
     """Batches averaged."""
     seed: NonNegativeInt = 0
     """Seed of the batches."""
+    student: str = ""
+    """Student of short runs that check the search, scored on the validation split; empty = search alone."""
+    student_factors: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.5, 0.7, 1.0, 1.4, 2.0]
+    """Multiples of the scales found at which the ensemble is tried; every teacher alone is tried at its own scale."""
+    student_training: Training = Training(
+        steps=300, batch_size=256, optimizer=Optimizer(warmup_steps=30), checkpoint_every=0
+    )
+    """Length and step size of each short run."""
+    caption_field: Name = "captions"
+    """Ground-truth caption field of the short runs."""
+    synthetic: list[Name] = []
+    """Caption columns used beside the ground truth in the short runs."""

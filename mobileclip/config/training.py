@@ -69,7 +69,11 @@ class Teacher(Section):
     name: Name = "teacher"
     """Name by which later stages call it: `trained:NAME`."""
     model: str = "tiny"
-    """Architecture: an open_clip name or one of the project's own (`mobileclip models`)."""
+    """Architecture (`mobileclip models`), or weights to fine-tune as `hf-hub:...` or `local-dir:...`."""
+    pretrained: str = ""
+    """open_clip weights tag, or a weights file, to fine-tune; empty = from scratch, for an architecture."""
+    start_share: Share = 0.0
+    """Share of the starting weights in the saved ones (WiSE-FT); keeps zero-shot ability when fine-tuning."""
     image_weights: str = ""
     """Image trunk weights (.safetensors) inside the `towers` input; empty = from scratch."""
     text_weights: str = ""
@@ -94,6 +98,8 @@ class TrainTeacher(Section):
 class FinetuneCaptioner(Section):
     """Pre-train a CoCa captioner on the alt text, then fine-tune it on better captions."""
 
+    enabled: bool = True
+    """Off: nothing is trained, and `caption.model` names a captioner that is there."""
     model: str = "tiny-coca"
     """CoCa: an architecture (open_clip's or the project's own), or weights as `hf-hub:...` or `local-dir:...`."""
     pretrained: str = ""
@@ -128,7 +134,9 @@ class Distill(Section):
     model: str = "tiny-mci"
     """Student: an open_clip name or one of the project's own (`mobileclip models`)."""
     pretrained: str = ""
-    """open_clip weights tag to start from; empty = from scratch."""
+    """open_clip weights tag, or a weights file, to start from; empty = from scratch."""
+    start_share: Share = 0.0
+    """Share of the starting weights in the saved ones (WiSE-FT); keeps zero-shot ability when fine-tuning."""
     distill_weight: Share = 1.0
     """Lambda: share of the distillation loss; the CLIP loss has the rest."""
     affinity: Literal["softmax", "sigmoid"] = "softmax"
