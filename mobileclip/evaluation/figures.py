@@ -54,3 +54,14 @@ def save_curves(
     axes.set_ylabel(y)
     axes.legend(frameon=False, fontsize=9)
     return to_png(figure)
+
+
+def save_bars(bars: Mapping[str, tuple[float, float]], *, label: str) -> bytes:
+    """Horizontal bars by name, each (value, half width of its interval), the first on top; the axis starts at 0."""
+    figure, axes = new_figure(height=1.0 + 0.34 * len(bars))
+    names = list(bars)[::-1]
+    values, errors = zip(*(bars[name] for name in names), strict=True)
+    axes.barh(range(len(names)), values, xerr=errors, color=ACCENT, ecolor=INK, capsize=3, height=0.6)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(label)
+    return to_png(figure)

@@ -1,20 +1,28 @@
 """calibrate: choose the teachers' logit scales from stored embeddings alone, and write them into the manifest."""
 
-import itertools
 import json
-import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from mobileclip import manifest, storage
 from mobileclip.config import Calibrate
 from mobileclip.data.columns import ColumnReader
 from mobileclip.data.embeddings import decode_all
-from mobileclip.errors import DataError
-from mobileclip.evaluation.figures import save_curves
+from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.evaluation.calibration import Ensemble, Pair, compare, curve, grow, joint, likelihoods
+from mobileclip.evaluation.figures import save_bars, save_curves
 from mobileclip.manifest import Manifest
+from mobileclip.models import zoo
+from mobileclip.parallel import run_all
 from mobileclip.report import Tracker
+from mobileclip.training import checkpoint
+from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
+from mobileclip.training.validation import retrieval_validation
+
+_SCORE = "i2t/r10"  # of the two recalls the one with less noise
 
 
 def run(config: Calibrate, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
@@ -25,52 +33,126 @@ def run(config: Calibrate, *, out: str, tracker: Tracker, data: str) -> dict[str
     teacher alone, then of the ensemble jointly) that minimizes the negative log-likelihood of the true pair, both
     directions, is temperature scaling (Guo et al., arXiv 1706.04599) on in-batch retrieval.
 
+    With `student`, short trainings then check the proxy: the chosen ensemble at multiples of its scales, and every
+    teacher alone at its own. The best on the validation split is taken.
+
     Args:
         config: The `calibrate` section.
         out: Output folder or URI.
-        tracker: Gets the figure.
+        tracker: Gets the figures.
         data: Reinforced dataset.
 
     Returns:
         Chosen scale per teacher of the ensemble (a teacher that was left out has none), negative log-likelihood of
-        every teacher alone and of the ensemble.
+        every teacher alone and of the ensemble, and the recall of every short student run.
 
     Raises:
+        ConfigError: Student runs are wanted, but there is no validation split; a scale is given for another teacher.
         DataError: No teacher's embeddings are there.
     """
     content = manifest.read(data)
     names = content.teachers()
     if not names:
         raise DataError(f"calibrate: '{data}' has no teacher embeddings, want the output of reinforce.")
-    own = {name: float(content.column(f"{name}.views").spec["logit_scale"]) for name in names}
+    if config.enabled and config.student and not content.split("validation"):
+        raise ConfigError("calibrate.student: student runs are scored on a validation split, the dataset has none.")
     metrics: dict[str, float] = {}
-    scales = own
+    unknown = sorted(set(config.given) - set(names))
+    if unknown:
+        raise ConfigError(f"calibrate.given: got a scale for {unknown}, the dataset has {names}.")
+    own = {name: float(content.column(f"{name}.views").spec["logit_scale"]) for name in names}
+    scales = {name: config.given.get(name, own[name]) for name in names}
     if config.enabled:
-        batches = [_batch(config, data, content, names, index) for index in range(config.batches)]
-        curves = {
-            name: [_mean_nll([{name: b[name]} for b in batches], {name: s}) for s in config.scales] for name in names
-        }
-        scales, best = _choose(config, batches, names) if config.select else _joint(config, batches, names)
-        for name, curve in curves.items():
-            metrics[f"nll/{name}"] = min(curve)
-            metrics[f"scale_alone/{name}"] = config.scales[curve.index(min(curve))]
-        metrics["nll/ensemble"] = best
-        figure = save_curves(
-            {name: (config.scales, curve) for name, curve in curves.items()},
-            x="teacher logit scale", y="negative log-likelihood of the true pair", log_x=True,
-        )  # fmt: skip
-        storage.write_bytes(storage.join(out, "scales.png"), figure)
-        if not storage.is_s3(out):
-            tracker.log_file(storage.join(out, "scales.png"), folder="calibrate")
-        table = {"scales": config.scales, "nll": curves}
-        storage.write_bytes(storage.join(out, "curves.json"), (json.dumps(table, indent=1) + "\n").encode())
+        chosen, metrics = _by_proxy(config, data, content, names, out)
+        scales = chosen.scales
+        if config.student:
+            scales, more = _by_students(config, data, content, chosen, metrics, out)
+            metrics |= more
+        for figure in ("scales.png", "ensembles.png", "students.png"):
+            if not storage.is_s3(out) and storage.exists(storage.join(out, figure)):
+                tracker.log_file(storage.join(out, figure), folder="calibrate")
     manifest.write(out, content.moved(data, out).model_copy(update={"scales": scales}))
     return metrics | {f"scale/{name}": scale for name, scale in scales.items()}
 
 
-def _batch(
-    config: Calibrate, data: str, content: Manifest, names: list[str], index: int
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _by_proxy(
+    config: Calibrate, data: str, content: Manifest, names: list[str], out: str
+) -> tuple[Ensemble, dict[str, float]]:
+    """Search on the embeddings; writes the curves, the comparison of ensembles, and their figures."""
+    batches = [_batch(config, data, content, names, index) for index in range(config.batches)]
+    found = likelihoods(batches, config.scales)
+    curves = {name: curve(found, name) for name in names}
+    chosen = grow(found, names) if config.select else joint(found, names)
+    ensembles = compare(found, names, also=[chosen])
+    metrics = {f"nll/{name}": min(values) for name, values in curves.items()}
+    metrics |= {f"scale_alone/{name}": config.scales[values.index(min(values))] for name, values in curves.items()}
+    metrics["nll/ensemble"] = chosen.nll
+    drawn = {name: (config.scales, values) for name, values in curves.items()}
+    what = "negative log-likelihood of the true pair"
+    storage.write_bytes(
+        storage.join(out, "scales.png"), save_curves(drawn, x="teacher logit scale", y=what, log_x=True)
+    )
+    bars = {_label(e.scales): (e.nll, 1.96 * e.error) for e in ensembles}
+    storage.write_bytes(storage.join(out, "ensembles.png"), save_bars(bars, label=f"{what} [nats]"))
+    table = {
+        "scales": config.scales,
+        "nll": curves,
+        "ensembles": [{"scales": e.scales, "nll": e.nll, "standard_error": e.error} for e in ensembles],
+    }
+    _write_json(out, "curves.json", table)
+    return chosen, metrics
+
+
+def _by_students(
+    config: Calibrate, data: str, content: Manifest, chosen: Ensemble, metrics: dict[str, float], out: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Train short students on the candidates; the scales of the best, and its and the others' recalls."""
+    factors = sorted({*config.student_factors, 1.0})
+    candidates = {
+        f"ensemble_x{factor:g}": {name: factor * scale for name, scale in chosen.scales.items()} for factor in factors
+    }
+    if len(chosen.scales) > 1 or config.select:
+        alone = {name: metrics[f"scale_alone/{name}"] for name in content.teachers()}
+        candidates |= {f"alone_{n}": {n: s} for n, s in alone.items() if {n: s} not in candidates.values()}
+    tasks: list[Any] = [(_train_student, (config, data, label, scales, out)) for label, scales in candidates.items()]
+    scores = dict(zip(candidates, run_all(tasks), strict=True))
+    # Equal scores: the proxy decides, then the mildest change of it.
+    best = max(candidates, key=lambda label: (scores[label], label == "ensemble_x1"))
+    drawn = {"ensemble": (factors, [scores[f"ensemble_x{factor:g}"] for factor in factors])}
+    drawn |= {label: (factors, [score] * len(factors)) for label, score in scores.items() if label.startswith("alone_")}
+    figure = save_curves(
+        drawn, x="multiple of the scales found by the proxy", y="student's recall at 10, validation", log_x=True
+    )
+    storage.write_bytes(storage.join(out, "students.png"), figure)
+    rows = [{"candidate": label, "scales": candidates[label], _SCORE: scores[label]} for label in candidates]
+    _write_json(out, "students.json", {"model": config.student, "best": best, "candidates": rows})
+    return candidates[best], {f"student/{label}": score for label, score in scores.items()}
+
+
+def _train_student(config: Calibrate, data: str, label: str, scales: dict[str, float], out: str) -> float:
+    """Recall of a student trained for a short while on one candidate, in a process of its own."""
+    content = manifest.read(data)
+    torch.manual_seed(config.seed)  # all candidates start from the same weights and see the same batches
+    clip = zoo.create(config.student)
+    recipe = Recipe(
+        clip.preprocess, clip.tokenizer, config.caption_field, tuple(config.synthetic), tuple(scales),
+        views="stored", seed=config.seed,
+    )  # fmt: skip
+    folder = storage.join(out, "students", label)
+    train_clip(
+        clip, PairDataset(data, content, recipe), config.student_training,
+        reinforcement=Reinforcement(1.0, tuple(scales), tuple(scales.values())), seed=config.seed,
+        key={"data": content.digest(), "scales": scales, "student": config.student},
+        folder=folder, title=label,
+    )  # fmt: skip
+    checkpoint.remove(checkpoints(folder))
+    validate = retrieval_validation(clip, data, content, caption_field=config.caption_field)
+    if validate is None:
+        raise ConfigError("calibrate.student: student runs are scored on a validation split, the dataset has none.")
+    return validate()[_SCORE]
+
+
+def _batch(config: Calibrate, data: str, content: Manifest, names: Sequence[str], index: int) -> dict[str, Pair]:
     """One random batch of (view, ground-truth caption) embeddings per teacher; every teacher gets the same rows."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
     shards = [s for s in content.shards if s.name in content.column(f"{names[0]}.views").parts]
@@ -88,50 +170,9 @@ def _batch(
     return found
 
 
-def _mean_nll(batches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]], scales: dict[str, float]) -> float:
-    """Mean over batches and directions of -log of the averaged probability of the true pair."""
-    total = 0.0
-    for batch in batches:
-        for transpose in (False, True):
-            logs = []
-            for name, (image, text) in batch.items():
-                if name not in scales:
-                    continue
-                logits = scales[name] * image @ text.T
-                logs.append(F.log_softmax(logits.T if transpose else logits, dim=1).diagonal())
-            # The logarithm of the mean over teachers, without leaving logarithms: a sharp scale underflows otherwise.
-            mean = torch.stack(logs).logsumexp(dim=0) - math.log(len(logs))
-            total -= float(mean.mean())
-    return total / (2 * len(batches))
+def _label(scales: dict[str, float]) -> str:
+    return " + ".join(f"{name} @ {scale:g}" for name, scale in scales.items())
 
 
-def _choose(
-    config: Calibrate, batches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]], names: list[str]
-) -> tuple[dict[str, float], float]:
-    """Scales of the best ensemble: from the best single teacher on, one is added as long as it helps."""
-    scales, best = min((_joint(config, batches, [name]) for name in names), key=lambda found: found[1])
-    while True:
-        rest = [name for name in names if name not in scales]
-        # The manifest's order of teachers is kept, whichever came in first.
-        grown = [_joint(config, batches, [n for n in names if n in scales or n == name]) for name in rest]
-        if not grown or min(found[1] for found in grown) >= best:
-            return scales, best
-        scales, best = min(grown, key=lambda found: found[1])
-
-
-def _joint(
-    config: Calibrate, batches: list[dict[str, tuple[torch.Tensor, torch.Tensor]]], names: list[str]
-) -> tuple[dict[str, float], float]:
-    """Scales of the ensemble: the full grid for up to two teachers, coordinate descent beyond."""
-    if len(names) <= 2:
-        grid = [dict(zip(names, c, strict=True)) for c in itertools.product(config.scales, repeat=len(names))]
-        scored = [(_mean_nll(batches, scales), index) for index, scales in enumerate(grid)]
-        best, index = min(scored)
-        return grid[index], best
-    scales = dict.fromkeys(names, config.scales[len(config.scales) // 2])
-    best = _mean_nll(batches, scales)
-    for _ in range(3):
-        for name in names:
-            options = [(_mean_nll(batches, {**scales, name: s}), s) for s in config.scales]
-            best, scales[name] = min(options)
-    return scales, best
+def _write_json(out: str, name: str, value: Any) -> None:
+    storage.write_bytes(storage.join(out, name), (json.dumps(value, indent=1) + "\n").encode())

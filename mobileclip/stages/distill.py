@@ -8,6 +8,7 @@ from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
+from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
@@ -84,7 +85,8 @@ def _train(
     """Train and save one student; where it is not in a process of its own, the tracker follows it live."""
     content = manifest.read(data)
     torch.manual_seed(config.seed)  # student and control start from the same weights
-    clip = zoo.load(config.model, pretrained=config.pretrained) if config.pretrained else zoo.create(config.model)
+    clip = zoo.start(config.model, pretrained=config.pretrained)
+    start = snapshot(clip.model) if config.start_share else {}
     recipe = Recipe(
         clip.preprocess, clip.tokenizer, config.caption_field, synthetic, reinforcement.teachers,
         views="stored" if content.has("views") else "whole", selection=config.selection, seed=config.seed,
@@ -99,9 +101,11 @@ def _train(
         validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
         report=reporter(live) if live else None,
     )  # fmt: skip
-    card = {
+    if config.start_share:
+        mix_in(clip.model, start, start_share=config.start_share)
+    card = zoo.origin(config.model, config.pretrained) | {
         "stage": "distill",
-        "model": config.model,
+        "start": {"sha256": clip.sha256, "share": config.start_share},
         "dataset": content.digest(),
         "teachers": {t: content.column(f"{t}.views").spec["sha256"] for t in reinforcement.teachers},
         "teacher_logit_scales": dict(zip(reinforcement.teachers, reinforcement.logit_scales, strict=True)),
@@ -109,7 +113,9 @@ def _train(
         "synthetic": list(synthetic),
     }
     if join().main:
-        zoo.save(storage.join(out, name), clip, license=_license(content, reinforcement, synthetic), card=card)
+        started = clip.license if zoo.has_weights(config.model, config.pretrained) else ""
+        license_ = _license(content, reinforcement, synthetic, started)
+        zoo.save(storage.join(out, name), clip, license=license_, card=card)
     return result
 
 
@@ -118,9 +124,9 @@ def _scales(content: Manifest, teachers: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(content.scales.get(name, own[name])) for name in teachers)
 
 
-def _license(content: Manifest, reinforcement: Reinforcement, synthetic: tuple[str, ...]) -> str:
-    """A student inherits the licenses of its pictures, captions, captioners and teachers."""
-    parts = {source.license for source in content.sources}
+def _license(content: Manifest, reinforcement: Reinforcement, synthetic: tuple[str, ...], started: str) -> str:
+    """A student inherits the licenses of its pictures, captions, captioners, teachers and of what it started from."""
+    parts = {source.license for source in content.sources} | ({started} if started else set())
     parts |= {content.column(f"{name}.views").license for name in reinforcement.teachers}
     parts |= {content.column(name).license for name in synthetic}
     return " AND ".join(sorted({word for part in parts for word in part.split(" AND ")}))

@@ -33,12 +33,16 @@ def run(config: Filter, *, out: str, tracker: Tracker, data: str, teachers: str 
         teachers: Folder of train_teacher, for `trained:NAME`.
 
     Returns:
-        Pairs seen and kept, the cosine at the cut, mean cosine of kept and dropped pairs.
+        Pairs seen and kept, the cosine at the cut, mean cosine of kept and dropped pairs; nothing where the filter is
+        off, which leaves a manifest without these columns.
 
     Raises:
         DataError: No training pair is there, or none is kept.
     """
     content = manifest.read(data)
+    if not config.enabled:
+        manifest.write(out, content.moved(data, out))
+        return {}
     clip = zoo.load(config.model, pretrained=config.pretrained, trained=teachers)
     shards = content.split("train")
     if not shards:

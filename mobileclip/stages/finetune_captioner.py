@@ -15,8 +15,10 @@ from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError
+from mobileclip.evaluation.caption_report import caption_page
 from mobileclip.evaluation.caption_scores import bleu4, cider
 from mobileclip.evaluation.captions import assess
+from mobileclip.evaluation.exhibits import thumbnail
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
@@ -53,19 +55,21 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
 
     Args:
         config: The `finetune_captioner` section.
-        out: Output folder or URI; also gets `history.jsonl`, `samples.json` and `timings.json`.
+        out: Output folder or URI; also gets `history.jsonl`, `samples.json`, `report.html` and `timings.json`.
         tracker: Gets the learning curves.
         data: Prepared dataset; a selection in it is applied.
 
     Returns:
-        Per phase the last losses, and on the validation split, where it has `finetune_field` captions, `caption_loss`
-        (nats per token), `cider` (0-10), `bleu4` (0-100), `clip_score` (mean cosine by its own towers), `degenerate`
-        (share) and `words/mean` of one greedy caption per image.
+        Nothing where the stage is off. Per phase the last losses, and on the validation split, where it has
+        `finetune_field` captions, `caption_loss` (nats per token), `cider` (0-10), `bleu4` (0-100), `clip_score` (mean
+        cosine by its own towers), `degenerate` (share) and `words/mean` of one greedy caption per image.
 
     Raises:
         ConfigError: The model is no CoCa.
         DataError: No sample has the caption field of a phase.
     """
+    if not config.enabled:
+        return {}
     content = manifest.read(data)
     torch.manual_seed(config.seed)
     clip, license_ = _create(config, content)
@@ -85,6 +89,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
     zoo.save(out, clip, license=license_, card=_card(config, content))
     samples = [_sample_row(sample, config, shown, place) for place, sample in enumerate(held_out[:_SHOWN])]
     storage.write_bytes(storage.join(out, "samples.json"), (json.dumps(samples, indent=1) + "\n").encode())
+    if held_out:
+        _write_report(out, metrics, samples, held_out, tracker)
     write_history(out, list(results.values()))
     write_timings(out, results, {p.name: p.training.steps * p.training.batch_size for p in _phases(config)})
     for phase in _phases(config):
@@ -95,11 +101,9 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
 def _create(config: FinetuneCaptioner, content: Manifest) -> tuple[zoo.Clip, str]:
     """The captioner to start from, and the license of what comes out: it inherits those of weights and data."""
     licenses = {source.license for source in content.sources}
+    clip = zoo.start(config.model, pretrained=config.pretrained)
     if _has_weights(config):
-        clip = zoo.load(config.model, pretrained=config.pretrained)
         licenses.add(clip.license)
-    else:
-        clip = zoo.create(config.model)
     if not isinstance(clip.model, CoCa):
         raise ConfigError(f"finetune_captioner.model: got '{config.model}', want a CoCa, which can write captions.")
     words = {word for license_ in licenses for word in license_.split(" AND ")}
@@ -107,7 +111,7 @@ def _create(config: FinetuneCaptioner, content: Manifest) -> tuple[zoo.Clip, str
 
 
 def _has_weights(config: FinetuneCaptioner) -> bool:
-    return bool(config.pretrained) or config.model.startswith(("hf-hub:", "local-dir:"))
+    return zoo.has_weights(config.model, config.pretrained)
 
 
 def _phases(config: FinetuneCaptioner) -> list[_Phase]:
@@ -118,10 +122,8 @@ def _phases(config: FinetuneCaptioner) -> list[_Phase]:
 
 def _card(config: FinetuneCaptioner, content: Manifest) -> dict[str, Any]:
     """Origin of the captioner; a local folder's path is no part of it."""
-    return {
+    return zoo.origin(config.model, config.pretrained) | {
         "stage": "finetune_captioner",
-        "model": "local-dir" if config.model.startswith("local-dir:") else config.model,
-        "pretrained": config.pretrained,
         "dataset": content.digest(),
         "fields": {phase.name: phase.field for phase in _phases(config)},
     }
@@ -172,6 +174,23 @@ def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> 
     scores = {name: quality[name] for name in ("clip_score", "degenerate", "words/mean")}
     scores |= {"cider": sum(cider(captions, references)) / len(samples), "bleu4": bleu4(captions, references)}
     return scores, [{"greedy": g, "drawn": d} for g, d in zip(captions, draws, strict=False)]
+
+
+def _write_report(
+    out: str, metrics: dict[str, float], samples: list[dict[str, Any]], held_out: list[Sample], tracker: Tracker
+) -> None:
+    """Scores and sample captions as a page."""
+    scores: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        phase, _, score = name.partition("/validation/")
+        if score:
+            scores.setdefault(phase, {})[score] = value
+    pictures = (thumbnail(decode(sample.image)) for sample in held_out)
+    rows = [{**row, "picture": picture} for row, picture in zip(samples, pictures, strict=False)]
+    page = storage.join(out, "report.html")
+    storage.write_bytes(page, caption_page(scores, rows, held_out=len(held_out)).encode())
+    if not storage.is_s3(page):
+        tracker.log_file(page, folder="captioner")
 
 
 def _references(sample: Sample, config: FinetuneCaptioner) -> list[str]:

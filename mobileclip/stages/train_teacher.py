@@ -16,6 +16,7 @@ from mobileclip.data.shards import read_samples
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
+from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
@@ -68,11 +69,18 @@ def _train_one(
     torch.manual_seed(config.seed)
     clip = _create(teacher, towers)
     train_one = _train_locked if teacher.lock else _train_whole
+    start = snapshot(clip.model) if teacher.start_share else {}
     result = train_one(teacher, clip, config, data, content, out, reporter(live) if live else None)
+    if teacher.start_share:
+        mix_in(clip.model, start, start_share=teacher.start_share)
     if not join().main:
         return result, {}
-    card = {"stage": "train_teacher", "model": teacher.model, "dataset": content.digest(), "teacher": teacher.name}
-    zoo.save(storage.join(out, teacher.name), clip, license=_license(content), card=card)
+    card = zoo.origin(teacher.model, teacher.pretrained) | {
+        "stage": "train_teacher", "dataset": content.digest(), "teacher": teacher.name,
+        "start": {"sha256": clip.sha256, "share": teacher.start_share},
+    }  # fmt: skip
+    started = clip.license if zoo.has_weights(teacher.model, teacher.pretrained) else ""
+    zoo.save(storage.join(out, teacher.name), clip, license=_license(content, started), card=card)
     scores = {f"{teacher.name}/loss": result.history[-1]["loss"]}
     validate = retrieval_validation(clip, data, content, caption_field=config.captions[0])
     if validate is not None:
@@ -89,7 +97,11 @@ def _create(teacher: Teacher, towers: str) -> zoo.Clip:
     text = root / teacher.text_weights if teacher.text_weights else None
     if text is not None and not (text / "config.json").is_file():
         raise DataError(f"train_teacher: teacher '{teacher.name}': no Hugging Face text model in '{text}'.")
-    clip = zoo.create(teacher.model, text_folder=text)
+    if zoo.has_weights(teacher.model, teacher.pretrained) and (teacher.image_weights or teacher.text_weights):
+        raise ConfigError(
+            f"train_teacher: teacher '{teacher.name}' names weights of the whole model and of a tower, want one."
+        )
+    clip = zoo.start(teacher.model, pretrained=teacher.pretrained, text_folder=text)
     model: Any = clip.model
     towers_of = ("timm_proj" in clip.config["vision_cfg"], "hf_proj_type" in clip.config["text_cfg"])
     if teacher.lock and not all(towers_of):
@@ -135,7 +147,10 @@ def _train_whole(
     dataset = PairDataset(data, content, recipe)
     return train_clip(
         clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
-        key={"data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions},
+        key={
+            "data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions,
+            "start": clip.sha256,
+        },
         folder=storage.join(out, teacher.name), title=teacher.name, report=report,
     )  # fmt: skip
 
@@ -195,6 +210,7 @@ def _trunk_features(
     return torch.cat(image), text, torch.tensor(owners)
 
 
-def _license(content: Manifest) -> str:
-    """A trained model inherits every license of its data."""
-    return " AND ".join(sorted({source.license for source in content.sources})) or "unknown"
+def _license(content: Manifest, started: str) -> str:
+    """A trained model inherits every license of its data, and that of the weights it started from."""
+    licenses = {source.license for source in content.sources} | ({started} if started else set())
+    return " AND ".join(sorted({word for license_ in licenses for word in license_.split(" AND ")})) or "unknown"

@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import normalize
 
 from mobileclip import manifest
-from mobileclip.config import Calibrate
+from mobileclip.config import Calibrate, Optimizer, Training
 from mobileclip.data.columns import ColumnPlan, build_columns, collect
 from mobileclip.data.embeddings import encode
-from mobileclip.errors import DataError
+from mobileclip.errors import ConfigError, DataError
 from mobileclip.report import LogTracker
 from mobileclip.stages import calibrate
 
@@ -148,7 +148,7 @@ def test_only_the_manifest_changes_and_twice_is_the_same(two, tmp_path):
     first = _run(CONFIG, two, tmp_path / "a")
     assert _run(CONFIG, two, tmp_path / "b") == first
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == ["curves.json", "manifest.json", "scales.png"]
+    assert names == ["curves.json", "ensembles.png", "manifest.json", "scales.png"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     before, after = manifest.read(two), manifest.read(str(tmp_path / "a"))
@@ -163,3 +163,49 @@ def test_off_keeps_the_teachers_own_scales(two, tmp_path):
     metrics = _run(CONFIG.model_copy(update={"enabled": False}), two, tmp_path)
     assert metrics == {"scale/sharp": 60.0, "scale/vague": 60.0}
     assert manifest.read(str(tmp_path)).scales == {"sharp": 60.0, "vague": 60.0}
+
+
+def test_given_scales_are_taken_where_the_search_is_off(two, tmp_path):
+    config = CONFIG.model_copy(update={"enabled": False, "given": {"vague": 70.0}})
+    _run(config, two, tmp_path)
+    assert manifest.read(str(tmp_path)).scales == {"sharp": 60.0, "vague": 70.0}
+    with pytest.raises(ConfigError, match=r"^calibrate\.given: got a scale for \['nobody'\], the dataset has \["):
+        _run(config.model_copy(update={"given": {"nobody": 1.0}}), two, tmp_path)
+
+
+def test_every_ensemble_is_compared(two, tmp_path):
+    metrics = _run(CONFIG, two, tmp_path)
+    ensembles = json.loads((tmp_path / "curves.json").read_text())["ensembles"]
+    assert max((set(e["scales"]) for e in ensembles), key=len) == {"sharp", "vague"}
+    found = {tuple(e["scales"]): e["nll"] for e in ensembles}
+    assert found[("sharp", "vague")] == pytest.approx(metrics["nll/ensemble"])
+    assert {found[(name,)] for name in ("sharp", "vague")} == {metrics["nll/sharp"], metrics["nll/vague"]}
+    assert all(e["standard_error"] > 0 for e in ensembles)
+    assert [e["nll"] for e in ensembles] == sorted(e["nll"] for e in ensembles)
+
+
+class TestStudents:
+    CONFIG = CONFIG.model_copy(
+        update={
+            "student": "tiny-resnet", "student_factors": [0.5],
+            "student_training": Training(
+                steps=2, batch_size=8, optimizer=Optimizer(warmup_steps=1), workers=0, log_every=2, checkpoint_every=0
+            ),
+        }
+    )  # fmt: skip
+
+    def test_short_runs_decide_among_the_candidates(self, tiny_reinforced, tmp_path):
+        metrics = _run(self.CONFIG, tiny_reinforced, tmp_path)
+        content = json.loads((tmp_path / "students.json").read_text())
+        scores = {row["candidate"]: row["i2t/r10"] for row in content["candidates"]}
+        assert {"ensemble_x0.5", "ensemble_x1"} <= set(scores)
+        assert scores == {
+            name.removeprefix("student/"): v for name, v in metrics.items() if name.startswith("student/")
+        }
+        assert scores[content["best"]] == max(scores.values())
+        chosen = next(row["scales"] for row in content["candidates"] if row["candidate"] == content["best"])
+        assert manifest.read(str(tmp_path)).scales == chosen
+        again = tmp_path / "again"
+        assert _run(self.CONFIG, tiny_reinforced, again) == metrics
+        for name in ("students.json", "students.png"):
+            assert (again / name).read_bytes() == (tmp_path / name).read_bytes()

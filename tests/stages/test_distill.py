@@ -184,3 +184,21 @@ def test_wrong_sections_stop_with_a_sentence(tiny_reinforced, tiny_data, tmp_pat
 def test_lambda_zero_needs_no_teacher(tiny_data, tmp_path):
     config = CONFIG.model_copy(update={"distill_weight": 0.0, "synthetic": [], "control": False})
     assert _run(config, tmp_path, tiny_data)["student/loss"] > 0
+
+
+def test_a_fine_tuned_student_keeps_its_share_of_the_start_and_its_license(calibrated, tmp_path):
+    """WiSE-FT: the saved weights lie between those of the start and those the training reached."""
+    torch.manual_seed(5)
+    start = zoo.create("tiny-mci")
+    zoo.save(str(tmp_path / "start"), start, license="apple-amlr", card={})
+    config = CONFIG.model_copy(update={"model": f"local-dir:{tmp_path / 'start'}", "control": False})
+    for name, share in (("end", 0.0), ("mixed", 0.4)):
+        _run(config.model_copy(update={"start_share": share}), tmp_path / name, calibrated)
+    end, mixed = (zoo.load("trained:student", trained=str(tmp_path / name)) for name in ("end", "mixed"))
+    first, last = start.model.state_dict(), end.model.state_dict()
+    assert any(not torch.equal(first[name], value) for name, value in last.items())
+    for name, value in mixed.model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.4 * first[name] + 0.6 * last[name], rtol=1e-5, atol=1e-6)
+    assert "apple-amlr" in end.license
+    assert str(tmp_path) not in (tmp_path / "end" / "student" / "model.json").read_text()

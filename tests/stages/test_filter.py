@@ -113,3 +113,10 @@ def test_no_such_teacher(tiny_data, tiny_teachers, tmp_path):
     ):
         _run(tiny_data, tiny_teachers, tmp_path / "out", model="trained:nobody")
     assert not (tmp_path / "out").exists()
+
+
+def test_off_keeps_every_pair_without_a_model(tiny_data, tmp_path):
+    assert _run(tiny_data, "", tmp_path, enabled=False, model="nobody") == {}
+    content = manifest.read(str(tmp_path))
+    assert not content.columns
+    assert [shard.sha256 for shard in content.shards] == [shard.sha256 for shard in manifest.read(tiny_data).shards]

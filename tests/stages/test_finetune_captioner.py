@@ -154,3 +154,17 @@ def test_wrong_inputs_are_refused(data, tmp_path):
     section = {**CONFIG.model_dump(), "caption_weight": 0.0, "contrastive_weight": 0.0}
     with pytest.raises(ConfigError, match="both 0, want one above 0"):
         run_stage("finetune_captioner", section, out=tmp_path / "x", data=data)
+
+
+def test_off_trains_nothing(tmp_path):
+    config = CONFIG.model_copy(update={"enabled": False})
+    assert finetune_captioner.run(config, out=str(tmp_path / "x"), tracker=LogTracker(), data="nowhere") == {}
+
+
+def test_the_report_shows_scores_and_captions(trained):
+    out, metrics = trained
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/webp") == 20
+    assert f"{metrics['finetune/validation/cider']:.3f}" in page
+    assert json.loads((out / "samples.json").read_text())[0]["finetune"]["greedy"] in page
+    assert str(out) not in page

@@ -72,6 +72,42 @@ class TestFromScratch:
         assert _run(TrainTeacher(), tmp_path, tiny_data) == {}
 
 
+class TestFineTuned:
+    @pytest.fixture(scope="class")
+    def start(self, tmp_path_factory) -> str:
+        torch.manual_seed(7)
+        folder = str(tmp_path_factory.mktemp("start"))
+        zoo.save(folder, zoo.create("tiny-resnet"), license="CC-BY-4.0", card={})
+        return folder
+
+    def _teacher(self, start, **changes) -> TrainTeacher:
+        training = SHORT.model_copy(update={"steps": 2, "log_every": 2})
+        return TrainTeacher(teachers=[Teacher(name="tuned", model=f"local-dir:{start}", training=training, **changes)])
+
+    def test_it_starts_from_the_weights_inherits_their_license_and_keeps_its_share_of_them(
+        self, start, tiny_data, tmp_path
+    ):
+        _run(self._teacher(start), tmp_path / "whole", tiny_data)
+        _run(self._teacher(start, start_share=0.25), tmp_path / "mixed", tiny_data)
+        whole, mixed = (zoo.load("trained:tuned", trained=str(tmp_path / name)) for name in ("whole", "mixed"))
+        first = zoo.load(f"local-dir:{start}").model.state_dict()
+        for name, value in mixed.model.state_dict().items():
+            if value.is_floating_point():
+                end = whole.model.state_dict()[name]
+                torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * end, rtol=1e-5, atol=1e-6)
+        # A few small steps from there: nearer to the start than fresh weights are.
+        name = "text.token_embedding.weight"
+        assert (whole.model.state_dict()[name] - first[name]).abs().mean() < 0.2 * first[name].abs().mean()
+        assert whole.license == "CC-BY-4.0 AND CC0-1.0"
+        assert start not in (tmp_path / "whole" / "tuned" / "model.json").read_text()
+        assert mixed.card["start"]["share"] == 0.25
+
+    def test_weights_of_the_whole_and_of_a_tower_are_too_many(self, start, tiny_data, tmp_path):
+        config = self._teacher(start, image_weights="image.safetensors")
+        with pytest.raises(ConfigError, match="names weights of the whole model and of a tower, want one"):
+            _run(config, tmp_path, tiny_data, towers=str(tmp_path))
+
+
 def test_it_learns_to_tell_colors(tiny_data, tmp_path):
     training = SHORT.model_copy(update={"steps": 40, "batch_size": 16, "log_every": 5})
     config = TrainTeacher(teachers=[Teacher(name="small", model="tiny-resnet", training=training)])
