@@ -115,6 +115,11 @@ def of_champion(name: str, number: int) -> Champion | None:
     return Champion(number, _numbers(str(folder), ""), comparison.read_rows((folder / "samples.jsonl").read_bytes()))
 
 
+def read_timings(programs: str) -> dict[str, Any]:
+    """Latencies that export measured, by tower, threads and program; empty where it measured none."""
+    return _read_json(programs, "timings.json", optional=True)
+
+
 def as_json(value: Any) -> bytes:
     """Canonical JSON."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

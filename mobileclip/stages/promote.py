@@ -3,7 +3,7 @@
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from PIL import Image
 from mobileclip import provenance, storage
 from mobileclip.config import Promote
 from mobileclip.lineage.licenses import binding
+from mobileclip.promotion import candidates, gates, log, registry, release_report, student_model
 from mobileclip.promotion import evidence as evidences
-from mobileclip.promotion import gates, log, registry, student_model
 from mobileclip.promotion.evidence import Bundle, as_json
 from mobileclip.promotion.gates import Verdict
 from mobileclip.promotion.log import Log
 from mobileclip.promotion.registry import CHALLENGER, Registry
+from mobileclip.promotion.release_report import Release
 from mobileclip.report import Tracker
 
 
@@ -26,8 +27,9 @@ def run(
 ) -> dict[str, float]:
     """Register `student` as a version, set `challenger`, and `champion` if every gate passes.
 
-    Writes `verdicts.json` (every gate), `lineage.json`, `model_card.md`, and `registry.json` (what the registry
-    answered). A refusal is a normal result: `promoted` is 0 and the verdicts tell why.
+    Writes `verdicts.json` (every gate), `lineage.json`, `model_card.md`, `release.html` (evaluate's report with the
+    decision, the champion, latencies and programs), and `registry.json` (what the registry answered). A refusal is a
+    normal result: `promoted` is 0 and the verdicts tell why.
 
     Args:
         config: The `promote` section.
@@ -53,30 +55,49 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch)
         evidences.keep(bundle, kept, name=config.model_name, verdicts=verdicts)
-        number = _register(where, bundle, verdicts, kept, run_id=getattr(tracker, "run_id", ""))
+        timings = evidences.read_timings(programs)
+        scores = candidates.score_tags(bundle.evidence, timings)
+        number = _register(where, bundle, verdicts, kept, run_id=getattr(tracker, "run_id", ""), scores=scores)
         for name in ("lineage.json", "model_card.md"):
             storage.write_bytes(storage.join(out, name), (kept / name).read_bytes())
     where.point(CHALLENGER, number)
     verdicts, answer = _decide(where, base, config, number, verdicts, bundle)
     storage.write_bytes(storage.join(out, "verdicts.json"), as_json([verdict.as_dict() for verdict in verdicts]))
     storage.write_bytes(storage.join(out, "registry.json"), as_json(answer))
-    for name in ("verdicts.json", "model_card.md"):
+    names = ["verdicts.json", "model_card.md"]
+    page = storage.join(evaluation, "report.html")
+    if storage.exists(page):
+        metric = str(bundle.evidence.results["headline"])
+        shown = candidates.latest(where.versions(), metric=metric, own=number, champion=base.champion)
+        release = Release(config.model_name, number, verdicts, bundle.evidence, champion, bundle.trace, timings, shown)
+        text = release_report.render(storage.read_bytes(page).decode(), release)
+        storage.write_bytes(storage.join(out, "release.html"), text.encode())
+        names.append("release.html")
+    for name in names:
         tracker.log_file(str(storage.local_copy(storage.join(out, name))))
     passed = [verdict.passed for verdict in verdicts]
     return {"promoted": float(all(passed)), "gates": float(len(passed)), "gates_passed": float(sum(passed))}
 
 
-def _register(where: Registry, bundle: Bundle, verdicts: Sequence[Verdict], kept: Path, *, run_id: str) -> int:
+def _register(
+    where: Registry,
+    bundle: Bundle,
+    verdicts: Sequence[Verdict],
+    kept: Path,
+    *,
+    run_id: str,
+    scores: Mapping[str, str],
+) -> int:
     """The version that stands for this evidence; a second run with the same evidence finds the first one's."""
     where.ensure("Students of the MobileCLIP pipelines; who became champion and why is in NAME.promotions.")
     for version in reversed(where.versions()):
         if version.tags.get("evidence") == bundle.digest:
-            where.tag(version.number, _verdict_tags(verdicts))
+            where.tag(version.number, {**scores, **_verdict_tags(verdicts)})
             return version.number
     model_id = student_model.log(
         where.client, where.name, student=bundle.checkpoint, evidence=kept, run_id=run_id, example=_example()
     )
-    tags = {**provenance.tags(), **_tags(bundle), **_verdict_tags(verdicts)}
+    tags = {**provenance.tags(), **_tags(bundle), **scores, **_verdict_tags(verdicts)}
     return where.create(f"models:/{model_id}", tags, run_id=run_id, model_id=model_id)
 
 

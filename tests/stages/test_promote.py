@@ -18,6 +18,7 @@ from mobileclip.errors import DataError
 from mobileclip.models import zoo
 from mobileclip.promotion import log, registry
 from tests import mlflow_server, students
+from tests.evaluation import chromium
 
 ROOT = Path(__file__).parents[2]
 METRIC = "student/zero_shot/group/top1"
@@ -67,6 +68,14 @@ class TestPromotion:
         assert set(failed) == {
             f"minimum {METRIC}", "champion", "maximum export/onnx/text/float32/bytes",
         }  # fmt: skip
+        page = (tmp_path / "3" / "release.html").read_text()
+        assert "Version 1 of story was refused: 3 of" in page
+        assert "Version 2, the champion, and this student on the same 48 samples" in page
+        assert '<span class="verdict worse">worse</span>' in page
+        assert page.index('id="decision"') < page.index('id="programs"') < page.index('id="results"')
+        assert "passed all" in (tmp_path / "2" / "release.html").read_text()
+        _look_at(tmp_path / "3" / "release.html", tmp_path)
+        assert "release.html" not in json.loads((tmp_path / "3" / "record.json").read_text())["files"]
         assert "Against version 2 on the same 48 samples" in failed["champion"]
         assert failed["champion"].endswith("worse.")
         assert where.aliases() == {"champion": 2, "challenger": 1}
@@ -218,6 +227,8 @@ class TestHistoryIsAppendOnly:
 class TestPyfunc:
     @pytest.mark.usefixtures("server")
     def test_loads_without_this_package_and_embeds_like_the_student(self, tmp_path):
+        for name in ("uv.lock", "pyproject.toml", ".python-version"):
+            (tmp_path / name).write_text("[project]\nname = 'mine'\n")  # of no business of the model
         promote("serve", "good", tmp_path / "out")
         world = students.world()
         samples = list(read_samples(str(world.data), manifest.read(str(world.data)), "test"))[:9]
@@ -239,6 +250,8 @@ class TestPyfunc:
         for form in ("base64", "array"):
             assert torch.allclose(torch.tensor(got[form]), torch.tensor(wanted["image"]), atol=1e-5)
         assert got["mixed"] == [["image"], ["text"]]
+        assert {"MLmodel", "requirements.txt"} <= set(got["files"])
+        assert not {"uv.lock", "pyproject.toml"} & set(got["files"])
         assert [len(row) for row in got["probabilities"]] == [8] * 9
         assert all(abs(sum(row) - 1) < 1e-5 for row in got["probabilities"])
         best = [list(students.COLORS)[max(range(8), key=row.__getitem__)] for row in got["probabilities"]]
@@ -250,6 +263,20 @@ class TestPyfunc:
         assert found["metrics"]["promoted"] == 1.0
         assert (tmp_path / "mlflow.db").is_file()
         assert registry.connect("local").aliases() == {"champion": 1, "challenger": 1}
+
+
+def _look_at(page: Path, folder: Path) -> None:
+    """The page in a browser, on a desk and on a phone, light and dark."""
+    for width in (1280, 390):
+        found = chromium.measure(page, folder, width=width)
+        assert found["scroll"] == found["client"]  # nothing sticks out to the side
+        assert found["images"] == found["decoded"]
+        assert found["scripts"] == 0
+    for dark, (low, high) in {False: (240, 255), True: (0, 40)}.items():
+        pixels, console = chromium.screenshot(page, folder, width=390, height=1600, dark=dark)
+        assert console == []
+        assert low <= pixels[:, :4].mean() <= high
+        assert (pixels.reshape(8, 200, 390, 3).astype(float).std(axis=(1, 2)).max(axis=1) > 2).all()
 
 
 def _predict_elsewhere(folder: Path) -> dict:
@@ -275,6 +302,7 @@ json.dump({
     "array": list(model.predict(pandas.DataFrame({"image": arrays}))["image_embedding"]),
     "mixed": [[k for k, v in (("image", a), ("text", b)) if v is not None]
               for a, b in zip(mixed["image_embedding"], mixed["text_embedding"])],
+    "files": [file.path.rpartition("/")[2] for file in mlflow.artifacts.list_artifacts("models:/serve@champion")],
     "probabilities": list(model.predict(frame[["image"]], params={
         "labels": COLORS, "template": "a {} square"})["probabilities"]),
 }, open("got.json", "w"))
