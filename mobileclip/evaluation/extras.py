@@ -143,7 +143,8 @@ def _named(measures: Mapping[str, Measure], name: str) -> Measure:
 def _compositions(setting: Setting) -> Measures:
     """Share of pictures closer to their first caption than to every wrong one (SugarCrepe, arXiv 2306.14610)."""
     config, embedded = setting.config, setting.embedded
-    rows, right, wrong, owners = [], [], [], []
+    rows, owners = list[int](), list[int]()
+    right, wrong = list[str](), list[str]()
     for row, fields in enumerate(embedded.metadata):
         value = fields.get(config.negative_field) or []
         negatives = [value] if isinstance(value, str) else [str(text) for text in value]
