@@ -41,12 +41,6 @@ def fit(model: torch.nn.Module, path: Path, *, name: str) -> None:
         DataError: The file is damaged, holds something else, or is of another architecture.
     """
     weights = read(path)
-    if _PACKAGE_VIT in weights:
-        # open_clip's conversion fits, but the outputs differ: that stem pads its pictures, timm's does not.
-        raise DataError(
-            f"model: '{path.name}' has the layout of Apple's own ViT, which timm's does not reproduce; "
-            "want MobileCLIP-B with the tag datacompdr or datacompdr_lt."
-        )
     try:
         if _PACKAGE_REPMIXER in weights:
             model.load_state_dict(_from_package(model, weights), strict=True)
@@ -63,7 +57,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a weights file by name, without `module.` of parallel training.
 
     Raises:
-        DataError: It is damaged, or holds something else than tensors.
+        DataError: It is damaged, holds something else than tensors, or a layout that nothing here reproduces.
     """
     loaded: Any
     try:
@@ -76,6 +70,12 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise DataError(f"model: '{path.name}' is damaged or holds no weights: {first_line(error)}.") from None
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise DataError(f"model: '{path.name}' holds no weights, want a dictionary of tensors.")
+    if _PACKAGE_VIT in loaded:
+        # open_clip's conversion fits, but the outputs differ: that stem pads its pictures, timm's does not.
+        raise DataError(
+            f"model: '{path.name}' has the layout of Apple's own ViT, which timm's does not reproduce; "
+            "want MobileCLIP-B with the tag datacompdr or datacompdr_lt."
+        )
     return {str(key).removeprefix("module."): value for key, value in loaded.items()}
 
 
