@@ -17,6 +17,7 @@ logger = logging.getLogger("mobileclip")
 TOOLS = {
     "run": "run the whole chain, or a part of it; what is current is not run again",
     "status": "show which stages are current, changed or missing",
+    "convert": "read or write the public DataCompDR/DFNDR layout",
     "verify": "re-hash and check every file of a dataset, and replay stored views",
     "plan": "estimate GPU-hours, storage, shards and groups of a reinforced dataset, and when it pays",
     "params": "print a params file with every key and its meaning",
@@ -25,6 +26,11 @@ TOOLS = {
     "history": "print the promotions of a registered model",
     "rollback": "make the previous champion the champion again",
     "explain": "print the gate's verdicts on a model version",
+    "bench-latency": "time students in every program format and precision, turn by turn in one run",
+    "environment": "make the environment that an exporter with conflicting pins runs in",
+    "bundle": "zip an export with everything an app needs, or check such a zip",
+    "page": "serve the page that runs a bundle or export in a browser",
+    "score": "score the programs of a bundle or export on a dataset, next to the student itself",
     "publish": "write folders into a DVC remote, without DVC or git",
     "suite": "score a model on the 38 tasks of the DataComp suite, or a registry of your own",
 }
@@ -76,7 +82,7 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         known = ", ".join([*(row.stage for row in CHAIN), *TOOLS])
         sys.stderr.write(f"error: command: got '{command}', want one of {known}.\n")
         return 2
-    tool: Any = getattr(commands, command)
+    tool: Any = getattr(commands, command.replace("-", "_"))
     return int(tool(_parser(command).parse_args(arguments)))
 
 
@@ -121,6 +127,55 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", help="a reinforced dataset to write as DataCompDR tars, or a folder of such tars to read")
+    add("--out", required=True, help="output folder or s3:// prefix")
+    writing = parser.add_argument_group("writing tars")
+    add = writing.add_argument
+    add("--encoding", choices=("npz", "pth.gz"), default="npz", help="vectors as float32 npz or bfloat16 pth.gz")
+    add("--text-layout", choices=("new", "legacy"), default="new", help="synthetic captions' vectors apart or joined")
+    add("--splits", nargs="+", choices=("train", "validation", "test"), default=["train"], help="splits to write")
+    reading = parser.add_argument_group("reading tars")
+    add = reading.add_argument
+    add("--layout", default="", help="datacompdr, dfndr, or a reinforcement.json; default: the one beside the tars")
+    add("--images", default="", help="pictures to join by uid: webdataset tars or a prepared dataset")
+    add("--dtype", choices=("float16", "bfloat16", "float32", "int8"), default="float16", help="type of stored vectors")
+    add("--license", default="unknown", help="license of pictures and captions that name none")
+    add("--validation-share", type=float, default=0.0, help="share of samples, by hash of uid, held out")
+    add("--shard-samples", type=int, default=1000, help="most samples per shard")
+    add("--min-coverage", type=float, default=0.0, help="fail where fewer of the rows find their picture [share]")
+    add("--same-bytes", action="store_true", help="leave out pictures that are not the bytes of the recorded sha256")
+    parser.add_argument("--without-images", action="store_true", help="write or read no pictures")
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("path", help="output folder of export, or a bundle to check")
+    add("--out", default="", help="folder of the bundle; default: the export folder")
+    add("--version", default="", help="version in its name; default: the first 12 digits of the weights' digest")
+    add("--page", action="store_true", help="with the page for browsers; npm gets ONNX Runtime Web once")
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("path", type=Path, help="a bundle, or the output folder of export")
+    add("--port", type=int, default=8000, help="port; 0 = any free one")
+    add("--host", default="127.0.0.1", help="address; 0.0.0.0 lets phones of the same network in")
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("path", help="a bundle, or the output folder of export")
+    add("--data", required=True, help="prepared dataset")
+    add("--student", default="", help="output of distill: the same scores in PyTorch, and the paired difference")
+    add("--image", default="float32", help="precision of the image program")
+    add("--text", default="float32", help="precision of the text program")
+    add("--format", default="onnx", help="format of both programs")
+    add("--params", type=Path, default=Path("params.yaml"), help="its section `evaluate` says what is scored")
+    add("--out", default="", help="where the numbers go as JSON")
+
+
 def _add_publish(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="stage folder or raw dataset, local or s3://")
@@ -142,7 +197,30 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
-_MORE = {"publish": _add_publish, "suite": _add_suite}
+def _add_bench_latency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("students", nargs="+", metavar="STUDENT", help="output of distill, or an architecture with random weights")
+    add("--formats", nargs="+", default=["onnx"], help="onnx, executorch, litert")
+    add("--precisions", nargs="+", default=["float32"], help="float32, float16, int8, int8_static, int8_weights")
+    add("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads, each measured apart")
+    add("--rounds", type=int, default=20, help="measured turns of each program")
+    add("--out", default="", help="also write the rows there as JSON")
+
+
+def _add_environment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="format whose exporter needs it: litert")
+
+
+_MORE = {
+    "bundle": _add_bundle,
+    "page": _add_page,
+    "score": _add_score,
+    "convert": _add_convert,
+    "publish": _add_publish,
+    "suite": _add_suite,
+    "bench-latency": _add_bench_latency,
+    "environment": _add_environment,
+}
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -95,6 +95,15 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def convert(arguments: argparse.Namespace) -> int:
+    """Write a dataset as DataCompDR tars, or read such tars; which of both, the folder says."""
+    from mobileclip import convert as conversion
+
+    report = conversion.convert(arguments.data, out=arguments.out, options=vars(arguments))
+    sys.stdout.write(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    return 0
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Print what a reinforced dataset costs."""
     from mobileclip import plan_command
@@ -151,6 +160,51 @@ def explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bundle(arguments: argparse.Namespace) -> int:
+    """Bundle an export, or check a bundle: every checksum, the contract, nothing beside what is listed."""
+    from mobileclip.formats import bundle as bundles
+
+    path = Path(arguments.path)
+    if path.suffix == bundles.SUFFIX:
+        agreed = bundles.verify(path)
+        sys.stdout.write(f"{path.name}: whole; {agreed.model}, {len(agreed.programs)} programs\n")
+        return 0
+    from mobileclip.formats import web
+
+    extra = web.members() if arguments.page else {}
+    written = bundles.write(path, Path(arguments.out or path), version=arguments.version, extra=extra)
+    sys.stdout.write(f"{storage.digest_file(written)}  {written}\n")
+    return 0
+
+
+def page(arguments: argparse.Namespace) -> int:
+    """Serve a bundle's page until interrupted."""
+    from mobileclip.formats import serve
+
+    with serve.serving(arguments.path, host=arguments.host, port=arguments.port) as server:
+        sys.stdout.write(f"{serve.address(server)}   (Ctrl-C ends)\n")
+        sys.stdout.flush()
+        server.serve_forever()
+    return 0
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Print retrieval and zero-shot scores of exported programs, and their difference to PyTorch."""
+    from mobileclip import manifest
+    from mobileclip.formats import load
+    from mobileclip.formats import score as scoring
+    from mobileclip.models import zoo
+
+    programs = load(arguments.path, image=arguments.image, text=arguments.text, format=arguments.format)
+    student = zoo.load("trained:student", trained=arguments.student) if arguments.student else None
+    content = manifest.read(arguments.data)
+    found = scoring.score(programs, arguments.data, content, read_params(arguments.params).evaluate, student=student)
+    if arguments.out:
+        storage.write_bytes(arguments.out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+    Console(width=max(100, Console().width)).print(scoring.render(found))
+    return 0
+
+
 def publish(arguments: argparse.Namespace) -> int:
     """Write folders into a DVC remote, and a pointer for git beside each."""
     from tqdm import tqdm
@@ -189,6 +243,29 @@ def suite(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     Console(width=max(120, Console().width)).print(suite_table.render(summary))
     sys.stdout.write(f"{suite_table.sentence(summary)}\nrows: {storage.join(arguments.out, suites.ROWS)}\n")
+    return 0
+
+
+def bench_latency(arguments: argparse.Namespace) -> int:
+    """Time students in every format and precision, in one interleaved run."""
+    from mobileclip import tables
+    from mobileclip.formats import bench
+
+    rows = bench.compare(
+        arguments.students, formats=arguments.formats, precisions=arguments.precisions, threads=arguments.threads,
+        rounds=arguments.rounds,
+    )  # fmt: skip
+    Console(width=max(150, Console().width)).print(tables.render(rows))
+    if arguments.out:
+        storage.write_bytes(arguments.out, (json.dumps(rows, indent=2) + "\n").encode())
+    return 0
+
+
+def environment(arguments: argparse.Namespace) -> int:
+    """Make an exporter's own environment."""
+    from mobileclip.formats import environment as environments
+
+    sys.stdout.write(f"{environments.make(arguments.name)}\n")
     return 0
 
 

@@ -8,6 +8,7 @@ import torch
 
 from mobileclip.formats import onnx
 from mobileclip.formats.contract import (
+    Bank,
     Contract,
     File,
     ImageContract,
@@ -28,7 +29,14 @@ from mobileclip.formats.towers import (
 from mobileclip.models.zoo import TEXT_FOLDER, Clip
 
 
-def agree(clip: Clip, programs: Sequence[Program], files: Sequence[File], *, dataset_sha256: str) -> Contract:
+def agree(
+    clip: Clip,
+    programs: Sequence[Program],
+    files: Sequence[File],
+    *,
+    dataset_sha256: str,
+    prompt_banks: Sequence[Bank] = (),
+) -> Contract:
     """The contract of an export.
 
     Args:
@@ -36,12 +44,14 @@ def agree(clip: Clip, programs: Sequence[Program], files: Sequence[File], *, dat
         programs: Proved programs.
         files: Everything beside them.
         dataset_sha256: Digest of the manifest whose samples proved the programs.
+        prompt_banks: Proved prompt banks.
     """
     bias = getattr(clip.model, "logit_bias", None)
     return Contract(
         model=str(clip.card.get("model", clip.name)), license=clip.license, embed_dim=clip.embed_dim,
         logit_scale=clip.logit_scale, logit_bias=0.0 if bias is None else float(bias.detach().reshape(-1)[0]),
-        image=_image(clip), text=_text(clip), programs=list(programs), files=list(files),
+        image=_image(clip), text=_text(clip), programs=list(programs), prompt_banks=list(prompt_banks),
+        files=list(files),
         lineage=Lineage(student_sha256=clip.sha256, dataset_sha256=dataset_sha256, card=clip.card),
         versions=onnx.versions(),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from mobileclip import manifest, storage
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import DataError, IntegrityError
-from mobileclip.formats import contract, golden, latency, programs, proof, terms, tokenizer
+from mobileclip.formats import bundle, contract, golden, latency, programs, proof, shipping, terms, tokenizer
 from mobileclip.formats.contract import Contract, File, Program
 from mobileclip.formats.proof import Reference
 from mobileclip.formats.towers import Towers, has_clip_tokenizer, split
@@ -25,7 +25,7 @@ THREADS = (1, 2)
 
 
 def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) -> dict[str, float]:
-    """Write programs, tokenizer, golden values, `proof.json` and `contract.json`.
+    """Write programs, tokenizer, golden values, prompt banks, `proof.json`, `contract.json` and the bundle.
 
     Everything is written to a temporary folder and published after the last proof, the contract last: an export that
     fails leaves nothing behind.
@@ -38,13 +38,14 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
         data: Prepared dataset; samples of `config.split` prove the programs.
 
     Returns:
-        Figures of every program, `FORMAT/TOWER/PRECISION/FIGURE`.
+        Figures of every program, `FORMAT/TOWER/PRECISION/FIGURE`, and bank, `prompt_bank/NAME/FIGURE`.
 
     Raises:
         DataError: No usable checkpoint, or too few samples.
         IntegrityError: The checkpoint's weights are not the ones its card was written for.
         ExportError: A program misses its budget.
     """
+    page = shipping.page_files(config)
     clip = load_student(student)
     content = manifest.read(data)
     samples = _draw(config, data, content)
@@ -53,14 +54,16 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     with tempfile.TemporaryDirectory(prefix="mobileclip-export-") as name:
         folder = Path(name)
         written = programs.build(config, towers, reference, folder)
-        files = _write_sides(clip, reference, written, folder)
-        agreed = terms.agree(clip, written, files, dataset_sha256=content.digest())
+        banks, bank_files = shipping.prompt_banks(config, clip, reference, data, content, folder)
+        files = _write_sides(clip, reference, written, bank_files, folder)
+        agreed = terms.agree(clip, written, files, dataset_sha256=content.digest(), prompt_banks=banks)
         timings = _time(config, clip, towers, reference, folder, written)
+        shipping.add_bundle(config, agreed, folder, page)
         _publish(out, folder, agreed)
     storage.write_bytes(storage.join(out, TIMINGS_FILE), _json(timings))
     if not storage.is_s3(out):
         tracker.log_file(storage.join(out, PROOF_FILE), folder="export")
-    return programs.metrics(written)
+    return programs.metrics(written) | shipping.metrics(banks)
 
 
 def load_student(student: str) -> Clip:
@@ -88,9 +91,11 @@ def _draw(config: Export, data: str, content: Manifest) -> list[Sample]:
     return samples
 
 
-def _write_sides(clip: Clip, reference: Reference, written: Sequence[Program], folder: Path) -> list[File]:
+def _write_sides(
+    clip: Clip, reference: Reference, written: Sequence[Program], banks: Sequence[Path], folder: Path
+) -> list[File]:
     """Everything beside the programs."""
-    paths = [golden.write(clip, folder)]
+    paths = [golden.write(clip, folder), *banks]
     if has_clip_tokenizer(clip):
         paths += tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)
     else:
@@ -123,7 +128,7 @@ def _publish(out: str, folder: Path, agreed: Contract) -> None:
     kept = {contract.FILE_NAME, *(file.path for file in (*agreed.programs, *agreed.files))}
     if not storage.is_s3(out) and (Path(out) / contract.FILE_NAME).is_file():
         _drop_stale(Path(out), kept)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != contract.FILE_NAME):
         storage.write_bytes(storage.join(out, path.relative_to(folder).as_posix()), path.read_bytes())
     storage.write_bytes(storage.join(out, contract.FILE_NAME), agreed.to_bytes())
 
@@ -133,6 +138,8 @@ def _drop_stale(out: Path, kept: set[str]) -> None:
     for file in (*earlier.programs, *earlier.files):
         if file.path not in kept:
             (out / file.path).unlink(missing_ok=True)
+    for path in out.glob(bundle.PATTERN):
+        path.unlink()
 
 
 def _json(value: Any) -> bytes:

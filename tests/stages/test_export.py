@@ -14,7 +14,7 @@ from mobileclip import entry, manifest, storage
 from mobileclip.config import Export, Prepare
 from mobileclip.data.shards import read_samples
 from mobileclip.errors import ConfigError, DataError, ExportError, IntegrityError
-from mobileclip.formats import contract, runtime, tokenizer
+from mobileclip.formats import bundle, contract, prompt_bank, runtime, tokenizer
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import export
@@ -93,6 +93,36 @@ def test_timings_lie_apart(exported):
         assert measured["eager"]["ratio"] == 1
         assert 0 < measured["image.float32.onnx"]["p50_ms"] <= measured["image.float32.onnx"]["p95_ms"]
         assert "text.float32.onnx" in timings["text"][threads]
+
+
+def test_prompt_banks_and_bundle(data, student, tmp_path):
+    banks = [
+        {"name": "patterns", "field": "split", "precision": "int8", "max_error": 1.0},
+        {"name": "colors", "labels": ["red", "green", "blue"], "templates": ["a {} picture", "{}"]},
+    ]
+    section = Export.model_validate(
+        {**SECTION.model_dump(), "latency_runs": 0, "prompt_banks": banks, "bundle": "programs", "bundle_version": "7"}
+    )
+    out = tmp_path / "out"
+    metrics = export.run(section, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
+    assert metrics["prompt_bank/colors/labels"] == 3
+    assert metrics["prompt_bank/colors/error"] <= metrics["prompt_bank/colors/budget"] == 0.01
+    path = out / "mobileclip-tiny-mci-7.zip"
+    agreed = bundle.verify(path)
+    assert agreed == contract.read(out)
+    assert [b.path for b in agreed.prompt_banks] == ["prompts/patterns.safetensors", "prompts/colors.safetensors"]
+    clip = zoo.load("trained:student", trained=str(student))
+    stored = prompt_bank.load(out, agreed, "colors")
+    wanted = prompt_bank.embed(lambda texts: clip.encode_text(texts).numpy(), stored.labels, stored.templates)
+    np.testing.assert_allclose(stored.features, wanted.features, atol=1e-3)
+    assert prompt_bank.load(out, agreed, "patterns").labels == ["test"]
+
+
+def test_bank_without_labels(data, student, tmp_path):
+    section = Export.model_validate({**SECTION.model_dump(), "latency_runs": 0, "prompt_banks": [{"name": "a"}]})
+    with pytest.raises(ConfigError, match=r"export\.prompt_banks\.0: got neither of labels and field, want one"):
+        export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
+    assert not (tmp_path / "out").exists()
 
 
 _AGAIN = """
