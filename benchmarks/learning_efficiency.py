@@ -69,9 +69,7 @@ ABLATIONS = {
     "scales × 3": Variant(scale_factor=3.0),
     "1 view": Variant(views=1),
     "2 views": Variant(views=2),
-    "5 views": Variant(views=5),
     "1 synthetic caption": Variant(captions=1),
-    "2 synthetic captions": Variant(captions=2),
 }
 
 
