@@ -246,21 +246,6 @@ def suite(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def bench_latency(arguments: argparse.Namespace) -> int:
-    """Time students in every format and precision, in one interleaved run."""
-    from mobileclip import tables
-    from mobileclip.formats import bench
-
-    rows = bench.compare(
-        arguments.students, formats=arguments.formats, precisions=arguments.precisions, threads=arguments.threads,
-        rounds=arguments.rounds,
-    )  # fmt: skip
-    Console(width=max(150, Console().width)).print(tables.render(rows))
-    if arguments.out:
-        storage.write_bytes(arguments.out, (json.dumps(rows, indent=2) + "\n").encode())
-    return 0
-
-
 def environment(arguments: argparse.Namespace) -> int:
     """Make an exporter's own environment."""
     from mobileclip.formats import environment as environments
