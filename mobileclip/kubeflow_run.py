@@ -130,7 +130,8 @@ def take_part(stage: str, config: Mapping[str, Any], where: Run, **inputs: str) 
     if entry.is_current(stage, section, out, given):
         logger.info("%s: '%s' is current", stage, out)
     else:
-        entry.run_stage(stage, section, out=out, **given)
+        keywords: Any = given  # the stage's own input names, which mypy could take for `options`
+        entry.run_stage(stage, section, out=out, **keywords)
 
 
 def run_group(stage: str, config: Mapping[str, Any], where: Run, *, group: str, **inputs: str) -> str:

@@ -66,7 +66,8 @@ def read_nodes(given: Mapping[str, Any]) -> Nodes:
     for key in ("count", "processes", "image"):
         if key not in given:
             raise ConfigError(f"nodes.{key}: missing.")
-    return Nodes(**{key: int(value) if isinstance(value, float) else value for key, value in given.items()})
+    values: Any = {key: int(value) if isinstance(value, float) else value for key, value in given.items()}
+    return Nodes(**values)
 
 
 def run(
@@ -96,7 +97,8 @@ def run(
             on_this_machine(stage, work, nodes.processes)
         if not kubeflow_run.is_done(stage, config, where, **inputs):
             raise MobileClipError(f"{stage}: its processes ended well but left no result below '{where.root}'.")
-    return kubeflow_run.run(stage, config, where, **inputs)
+    keywords: Any = inputs
+    return kubeflow_run.run(stage, config, where, **keywords)
 
 
 def describe(stage: str, config: Mapping[str, Any], where: Run, inputs: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mobileclip import kubeflow_run
 from mobileclip.errors import ConfigError, MobileClipError
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> dict[str, object]:
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
     wanted = {"stage", "config", "root", "code", "generation", "inputs"}
     try:
         (text,) = argv

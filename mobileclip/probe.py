@@ -68,7 +68,7 @@ def _step(name: str, batch: int, seconds: float) -> float:
     def step() -> None:
         image, text = model.encode_image(images), model.encode_text(tokens)  # type: ignore[operator]
         logits = image @ text.T
-        torch.nn.functional.cross_entropy(logits, torch.arange(batch, device=device)).backward()
+        torch.nn.functional.cross_entropy(logits, torch.arange(batch, device=device)).backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 
     return _per_item(step, batch, seconds)

@@ -152,7 +152,8 @@ class PairDataset(Dataset[Item]):
         """Place and text of the captions that the captioner's check did not flag; all where it flagged all."""
         column = self._columns[name][shard]
         captions = list(enumerate(unpack_texts(column, row)))[: self._recipe.use_captions or None]
-        flags = column.row("degenerate", row).tolist() if "degenerate" in column.keys() else []
+        stored = column.keys()
+        flags = column.row("degenerate", row).tolist() if "degenerate" in stored else []
         return [pair for pair in captions if flags and not flags[pair[0]]] or captions
 
     def _tokenize(self, text: str) -> torch.Tensor:

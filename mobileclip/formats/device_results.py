@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats.contract import Contract, Program, RelativePath, Sha256, Tower
 
-SCHEMA_VERSION = 1
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -73,7 +71,7 @@ class Measurement(_Record):
 class DeviceResults(_Record):
     """All measurements on one device."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     student_sha256: Sha256
     """The contract's lineage: which student this is."""
     device: Device
