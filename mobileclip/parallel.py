@@ -71,7 +71,8 @@ def run_forked(function: Callable[[int, int], T], units: int) -> list[T]:
     if parts == 1:
         return [function(0, 1)]
     context = multiprocessing.get_context("fork")
-    processes, answers = [], []
+    processes: list[Any] = []
+    answers: list[Any] = []
     for part in range(parts):
         answer, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(theirs, function, part, parts))

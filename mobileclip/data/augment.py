@@ -58,13 +58,35 @@ def apply_view(image: Image.Image, view: np.ndarray, *, size: int, interpolation
     Returns:
         uint8 [3, size, size].
     """
+    return to_tensor(_replay(image, view, size, interpolation))
+
+
+def apply_views(image: Image.Image, views: np.ndarray, *, size: int, interpolation: str = "bicubic") -> torch.Tensor:
+    """Replay all stored views of a picture; equal to `apply_view` of each.
+
+    Args:
+        image: The decoded picture.
+        views: int32 [n, 8].
+        size: Side of the results in pixels.
+        interpolation: Filter of the crop's resize.
+
+    Returns:
+        uint8 [n, 3, size, size]; in memory the channels come last, as Pillow writes them and models read them.
+    """
+    pixels = np.empty((len(views), size, size, 3), dtype=np.uint8)
+    for place, view in zip(pixels, views, strict=True):
+        place[:] = np.asarray(_replay(image, view, size, interpolation))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _replay(image: Image.Image, view: np.ndarray, size: int, interpolation: str) -> Image.Image:
     top, left, height, width = (int(v) for v in view[:4])
     box = (left, top, left + width, top + height)
     # Pillow's resize(box=) would read pixels outside the crop; cropping first is what torchvision does.
     result = image.crop(box).resize((size, size), resampling(interpolation))
     for op, signed_bin in ((view[4], view[5]), (view[6], view[7])):
         result = apply_operation(result, OPS[int(op)], magnitude(OPS[int(op)], int(signed_bin), size))
-    return to_tensor(result)
+    return result
 
 
 def magnitude(op: str, signed_bin: int, size: int) -> float:

@@ -139,6 +139,8 @@ def _replay(data: str, content: Manifest, teacher: str, *, teachers: str, sample
     model = str(column.spec["model"])
     if model.startswith("trained") and not teachers:
         return "not replayed: the `teachers` folder was not given"
+    if not column.spec["sha256"]:
+        return "not replayed: the column does not say which weights made it"
     whole = model.startswith(("trained", "hf-hub:", "local-dir:"))  # a published name carries its tag: NAME/TAG
     name, tag = (model, "") if whole else model.split("/", 1)
     clip = zoo.load(name, pretrained=tag, trained=teachers)
@@ -156,7 +158,9 @@ def _replay(data: str, content: Manifest, teacher: str, *, teachers: str, sample
         pixels = torch.stack([apply_view(image, v, size=pre.size, interpolation=pre.interpolation) for v in views])
         features, counts = decode_all(ColumnReader(data, column, shard))
         stored = torch.nn.functional.normalize(features[counts[row] : counts[row + 1]], dim=1)
-        again = embed_pixels(clip, pixels, batch_size=len(pixels))
+        again = embed_pixels(
+            clip, pixels, batch_size=len(pixels), precision=str(column.spec.get("precision", "float32"))
+        )
         lowest = min(lowest, float((stored * again).sum(dim=1).min()))
     if lowest < _MIN_COSINE:
         raise IntegrityError(

@@ -1,7 +1,8 @@
 """reinforce: N stored views per image and every teacher's embeddings of views and captions, as columns."""
 
-import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,30 +10,36 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from tqdm import tqdm
 
 from mobileclip import manifest
 from mobileclip.config import Reinforce, TeacherRef
-from mobileclip.data.augment import apply_view, draw_views
-from mobileclip.data.columns import ColumnPlan, ColumnReader, Tensors, build_columns, collect, unpack_texts
+from mobileclip.data.augment import apply_views, draw_views
+from mobileclip.data.columns import ColumnPlan, ColumnReader, Tensors, build_columns, collect, read_captions
 from mobileclip.data.embeddings import encode
 from mobileclip.data.images import decode
-from mobileclip.data.shards import Sample, ShardReader
-from mobileclip.errors import ConfigError
+from mobileclip.data.progress import write_timings
+from mobileclip.data.shards import ShardReader
+from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
+from mobileclip.parallel import ahead
 from mobileclip.report import Tracker
 
-logger = logging.getLogger(__name__)
-
 GROUND_TRUTH = "captions"
+# Raise when vectors of the same spec would come out otherwise: committed columns are then computed anew.
+_VERSION = 2
+
+Format = tuple[int, str]
+"""Size and interpolation of a teacher's input."""
 
 
 def run(
     config: Reinforce,
     *,
     out: str,
-    tracker: Tracker,  # noqa: ARG001 - the metrics are the return value
+    tracker: Tracker,
     data: str,
     teachers: str = "",
     group: int = 0,
@@ -44,7 +51,7 @@ def run(
     Args:
         config: The `reinforce` section.
         out: Output folder or URI; committed shards there are kept.
-        tracker: Unused.
+        tracker: Gets the speed; the metrics are the return value.
         data: Dataset with the caption columns named in the section.
         teachers: Folder of train_teacher, for `trained:NAME`.
         group: This process's unit of work.
@@ -66,7 +73,10 @@ def run(
     plans = _plans(config, content, refs, clips)
     if not merge:
         compute = partial(_compute, config, data, content, clips)
-        build_columns(out, plans, shards, compute, group=group, num_groups=num_groups, title="reinforce")
+        work = build_columns(out, plans, shards, compute, group=group, num_groups=num_groups, title="reinforce")
+        write_timings(out, work, group=group, num_groups=num_groups, views=work.samples * config.views.num_views)
+        if work.samples:
+            tracker.log_metrics({"samples_per_second": work.rate})
         if num_groups > 1:
             return {}
     final = collect(out, plans, shards, content.moved(data, out))
@@ -107,6 +117,8 @@ def _plans(
             "context_length": clip.config["text_cfg"].get("context_length", 77),
             "dtype": config.dtype,
             "batch_size": config.batch_size,  # float rounding may depend on it
+            "precision": config.precision,
+            "version": _VERSION,
         }
         license_ = refs[name].license or clip.license
         plans.append(ColumnPlan(f"{name}.views", "embedding", {**teacher, "views": views}, ["views"], license_))
@@ -126,54 +138,97 @@ def _compute(
     shard: Shard,
     missing: list[str],
 ) -> dict[str, Tensors]:
-    """Tensors of the missing columns of one shard; each picture is decoded once."""
+    """Tensors of the missing columns of one shard; each picture is decoded once, each distinct text embedded once."""
     reader = ShardReader(data, shard)
-    samples = [reader.sample(index) for index in range(len(reader))]
     found: dict[str, Tensors] = {}
-    seeing = [name for name in clips if f"{name}.views" in missing]
+    seeing = {name: clip for name, clip in clips.items() if f"{name}.views" in missing}
     if "views" in missing or seeing:
-        found |= _view_columns(config, samples, {name: clips[name] for name in seeing})
+        found |= _view_columns(config, reader, seeing)
+    for kind in (GROUND_TRUTH, *config.captions):
+        reading = [name for name in clips if f"{name}.{kind}" in missing]
+        if not reading:
+            continue
+        texts = _texts(config, data, content, reader, shard, kind)
+        flat, counts = [text for row in texts for text in row], [len(row) for row in texts]
+        for name in reading:
+            features = embed_texts(clips[name], flat, batch_size=config.batch_size, precision=config.precision)
+            found[f"{name}.{kind}"] = encode(features, counts, config.dtype)
+    return found
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A decoded picture's views: parameters int32 [N, 8], its size, and pixels [N, 3, s, s] for every input format."""
+
+    views: np.ndarray
+    size: tuple[int, int]
+    pixels: dict[Format, torch.Tensor]
+
+
+def _view_columns(config: Reinforce, reader: ShardReader, clips: Mapping[str, zoo.Clip]) -> dict[str, Tensors]:
+    """Draw, render and embed the views of a shard; pictures are prepared on threads while teachers compute.
+
+    Teachers of the same size and interpolation share the pixels. Batches are cut from the row of all views, so they do
+    not depend on the threads.
+    """
+    teachers: dict[Format, list[str]] = defaultdict(list)
     for name, clip in clips.items():
-        for kind in (GROUND_TRUTH, *config.captions):
-            if f"{name}.{kind}" not in missing:
-                continue
-            texts = _texts(config, data, content, samples, shard, kind)
-            flat = [text for row in texts for text in row]
-            features = embed_texts(clip, flat, batch_size=config.batch_size)
-            found[f"{name}.{kind}"] = encode(features, [len(row) for row in texts], config.dtype)
-    return found
-
-
-def _view_columns(config: Reinforce, samples: list[Sample], clips: Mapping[str, zoo.Clip]) -> dict[str, Tensors]:
-    count = config.views.num_views
-    rows = np.zeros((len(samples), count, 8), dtype=np.int32)
-    sizes = np.zeros((len(samples), 2), dtype=np.int32)
-    pixels: dict[str, list[torch.Tensor]] = {name: [] for name in clips}
+        teachers[clip.preprocess.size, clip.preprocess.interpolation].append(name)
+    waiting: dict[Format, torch.Tensor] = {}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in clips}
-    for index, sample in enumerate(samples):
-        image = decode(sample.image)
-        sizes[index] = image.size
-        rows[index] = draw_views(config.views, uid=sample.uid, seed=config.seed, width=image.width, height=image.height)
-        for name, clip in clips.items():
-            pre = clip.preprocess
-            pixels[name] += [apply_view(image, v, size=pre.size, interpolation=pre.interpolation) for v in rows[index]]
-            if len(pixels[name]) >= config.batch_size or index == len(samples) - 1:
-                parts[name].append(embed_pixels(clip, torch.stack(pixels[name]), batch_size=config.batch_size))
-                pixels[name] = []
-    found: dict[str, Tensors] = {"views": {"views": torch.from_numpy(rows), "sizes": torch.from_numpy(sizes)}}
+
+    def embed(form: Format, pixels: torch.Tensor) -> None:
+        for name in teachers[form]:
+            features = embed_pixels(clips[name], pixels, batch_size=config.batch_size, precision=config.precision)
+            parts[name].append(features)
+
+    rows: list[np.ndarray] = []
+    sizes: list[tuple[int, int]] = []
+    prepare = partial(_prepare, config, reader, list(teachers))
+    for seen in tqdm(
+        ahead(prepare, range(len(reader)), workers=config.workers),
+        total=len(reader), desc=reader.name, unit="image", leave=False, disable=None,
+    ):  # fmt: skip
+        rows.append(seen.views)
+        sizes.append(seen.size)
+        for form, pixels in seen.pixels.items():
+            queue = torch.cat([waiting[form], pixels]) if form in waiting else pixels
+            while len(queue) >= config.batch_size:
+                embed(form, queue[: config.batch_size])
+                queue = queue[config.batch_size :]
+            waiting[form] = queue
+    for form, queue in waiting.items():
+        if len(queue):
+            embed(form, queue)
+    found: dict[str, Tensors] = {
+        "views": {
+            "views": torch.from_numpy(np.stack(rows)),
+            "sizes": torch.tensor(sizes, dtype=torch.int32),
+        }
+    }
     for name in clips:
-        found[f"{name}.views"] = encode(torch.cat(parts[name]), [count] * len(samples), config.dtype)
+        found[f"{name}.views"] = encode(torch.cat(parts[name]), [config.views.num_views] * len(reader), config.dtype)
     return found
+
+
+def _prepare(config: Reinforce, reader: ShardReader, formats: Sequence[Format], index: int) -> _Seen:
+    sample = reader.sample(index)
+    try:
+        image = decode(sample.image)
+    except DataError as error:
+        raise DataError(f"shard '{reader.name}': picture '{sample.uid}': {error}") from None
+    views = draw_views(config.views, uid=sample.uid, seed=config.seed, width=image.width, height=image.height)
+    pixels = {form: apply_views(image, views, size=form[0], interpolation=form[1]) for form in formats}
+    return _Seen(views, image.size, pixels)
 
 
 def _texts(
-    config: Reinforce, data: str, content: Manifest, samples: list[Sample], shard: Shard, kind: str
+    config: Reinforce, data: str, content: Manifest, reader: ShardReader, shard: Shard, kind: str
 ) -> list[list[str]]:
     if kind == GROUND_TRUTH:
-        rows = [sample.metadata.get(config.caption_field) or [] for sample in samples]
+        rows = [reader.sample(index).metadata.get(config.caption_field) or [] for index in range(len(reader))]
         return [[row] if isinstance(row, str) else list(row) for row in rows]
-    reader = ColumnReader(data, content.column(kind), shard)
-    return [unpack_texts(reader, index) for index in range(len(samples))]
+    return read_captions(data, content.column(kind), shard)
 
 
 def _rows(out: str, content: Manifest, column: str, shards: list[Shard]) -> int:

@@ -1,5 +1,6 @@
 """reinforce: what is stored is what the teacher says of the stored views, in any number of groups, at any time."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from mobileclip import manifest
 from mobileclip.config import TeacherRef
 from mobileclip.data.augment import apply_view, draw_views
-from mobileclip.data.columns import ColumnReader, read_captions
+from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
@@ -27,7 +28,9 @@ def _run(config, out, data, teachers, **options):
 
 
 def _files(folder) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    """All but how long it took."""
+    files = (p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith("timings"))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def _all(out, column, shard):
@@ -110,6 +113,85 @@ def test_a_second_teacher_later_leaves_every_older_file_as_it_was(
     _run(both, tmp_path / "b", tiny_captioned, tiny_teachers)
     assert _files(tmp_path / "b") == after  # as if both had been there from the start
     verify(str(tmp_path / "a"), teachers=tiny_teachers, samples=2)
+
+
+def test_a_caption_column_later_leaves_every_older_file_as_it_was(
+    tiny_data, tiny_captioned, tiny_teachers, reinforce_config, tmp_path
+):
+    _run(reinforce_config.model_copy(update={"captions": []}), tmp_path / "a", tiny_data, tiny_teachers)
+    before = _files(tmp_path / "a")
+    _run(reinforce_config, tmp_path / "a", tiny_captioned, tiny_teachers)
+    after = _files(tmp_path / "a")
+    assert {n for n in before if before[n] != after[n]} == {"manifest.json"}
+    assert {n.split("/")[0] for n in after.keys() - before.keys()} == {"first.coca"}
+    verify(str(tmp_path / "a"), teachers=tiny_teachers, samples=1)
+
+
+def test_several_captioners_are_several_columns(tiny_captioned, tiny_teachers, reinforce_config, tmp_path):
+    content = manifest.read(tiny_captioned)
+    other = ColumnPlan("blip", "caption", {"by": "another"})
+    shards = content.split("train")
+    build_columns(
+        str(tmp_path / "two"), [other], shards, lambda shard, _: {"blip": pack_texts([["same words"]] * shard.samples)}
+    )
+    two = collect(str(tmp_path / "two"), [other], shards, content.moved(tiny_captioned, str(tmp_path / "two")))
+    manifest.write(str(tmp_path / "two"), two)
+    config = reinforce_config.model_copy(update={"captions": ["coca", "blip"]})
+    metrics = _run(config, tmp_path / "out", str(tmp_path / "two"), tiny_teachers)
+    assert metrics["caption_columns"] == 2
+    features, counts = decode_all(_all(tmp_path / "out", "first.blip", shards[0]))
+    assert counts.tolist() == list(range(shards[0].samples + 1))
+    assert bool((features == features[0]).all())
+
+
+def test_neither_threads_nor_processes_change_a_byte(
+    tiny_reinforced, tiny_captioned, tiny_teachers, reinforce_config, tmp_path, monkeypatch
+):
+    expected = {n: d for n, d in _files(tiny_reinforced).items() if n != "manifest.json"}
+    for workers, processes in ((0, "1"), (5, "2")):
+        monkeypatch.setenv("MOBILECLIP_PROCESSES", processes)
+        out = tmp_path / f"{workers}"
+        _run(reinforce_config.model_copy(update={"workers": workers}), out, tiny_captioned, tiny_teachers)
+        assert {n: d for n, d in _files(out).items() if n != "manifest.json"} == expected
+
+
+def test_a_picture_is_decoded_once_and_a_text_embedded_once(
+    tiny_captioned, tiny_teachers, reinforce_config, tmp_path, monkeypatch
+):
+    """Both teachers read 64 px, so they also share the rendered views."""
+    decoded, rendered, texts = [], [], []
+    plain_decode, plain_views, plain_text = reinforce.decode, reinforce.apply_views, zoo.Clip.encode_text
+    monkeypatch.setattr(reinforce, "decode", lambda data: decoded.append(data) or plain_decode(data))
+    monkeypatch.setattr(reinforce, "apply_views", lambda *a, **k: rendered.append(k) or plain_views(*a, **k))
+    monkeypatch.setattr(zoo.Clip, "encode_text", lambda self, part: texts.extend(part) or plain_text(self, part))
+    both = reinforce_config.model_copy(update={"teachers": [*reinforce_config.teachers, SECOND]})
+    _run(both, tmp_path, tiny_captioned, tiny_teachers)
+    assert len(decoded) == len(set(decoded)) == 32
+    formats = {(k["size"], k["interpolation"]) for k in rendered}
+    assert len(rendered) == 32 * len(formats)
+    content = manifest.read(str(tmp_path))
+    distinct = 0
+    for shard in content.split("train"):
+        reader = ShardReader(str(tmp_path), shard)
+        distinct += len({text for row in range(len(reader)) for text in reader.sample(row).captions})
+        distinct += len({text for row in read_captions(str(tmp_path), content.column("coca"), shard) for text in row})
+    assert len(texts) == 2 * distinct < 2 * 128
+
+
+def test_bfloat16_teachers_are_recorded_and_verify(tiny_captioned, tiny_teachers, reinforce_config, tmp_path):
+    config = reinforce_config.model_copy(update={"precision": "bfloat16", "captions": [], "dtype": "float32"})
+    _run(config, tmp_path, tiny_captioned, tiny_teachers)
+    assert manifest.read(str(tmp_path)).column("first.views").spec["precision"] == "bfloat16"
+    verify(str(tmp_path), teachers=tiny_teachers, samples=2)
+
+
+def test_timings_lie_apart_and_count_what_was_done(tiny_captioned, tiny_teachers, reinforce_config, tmp_path):
+    _run(reinforce_config, tmp_path, tiny_captioned, tiny_teachers, group=0, num_groups=2)
+    assert json.loads((tmp_path / "timings-00000.json").read_text())["samples"] == 16
+    _run(reinforce_config, tmp_path, tiny_captioned, tiny_teachers)
+    times = json.loads((tmp_path / "timings.json").read_text())
+    assert (times["samples"], times["views"], list(times["shards"])) == (16, 48, ["train-00001"])
+    assert times["samples_per_second"] == pytest.approx(16 / times["seconds"], rel=0.05)
 
 
 def test_more_views_are_a_new_column_that_starts_with_the_old_ones(
