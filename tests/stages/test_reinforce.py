@@ -234,7 +234,7 @@ def test_wrong_sections_stop_before_anything_is_written(tiny_captioned, tiny_tea
         (
             {"teachers": [TeacherRef(model="ViT-B-99")]},
             ConfigError,
-            r"^pretrained: got '' for model 'ViT-B-99', want one of \[\]\.$",
+            r"^pretrained: got '' for model 'ViT-B-99', want one of \[\] or a weights file\.$",
         ),
     ):
         with pytest.raises(error, match=match):
