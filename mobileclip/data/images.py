@@ -1,6 +1,7 @@
 """Pixels: one way to decode, used by every stage, so that stored crop boxes always mean the same picture."""
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from mobileclip.errors import DataError
 
 # What image collections hold; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -43,7 +45,8 @@ def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow raises far more than it documents
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        # Pillow names the buffer by its address, and equal inputs must give equal reports.
+        reason = " ".join(_ADDRESS.sub("", str(error)).split()).rstrip(".") or type(error).__name__
         raise DataError(f"image: cannot be decoded: {reason}.") from None
 
 

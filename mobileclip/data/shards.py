@@ -55,14 +55,15 @@ def write_shard(folder: str, name: str, split: str, samples: Sequence[tuple[Samp
     stream = io.BytesIO()
     with webdataset.TarWriter(stream, encoder=False, mtime=0) as writer:
         for sample, extension in samples:
-            writer.write(
-                {
-                    "__key__": sample.uid,
-                    extension: sample.image,
-                    "json": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False).encode(),
-                    "txt": sample.metadata["captions"][0].encode(),
-                }
-            )
+            members: dict[str, Any] = {
+                "__key__": sample.uid,
+                "json": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False).encode(),
+            }
+            if sample.image:
+                members[extension] = sample.image
+            if sample.captions:
+                members["txt"] = sample.captions[0].encode()
+            writer.write(members)
     data = stream.getvalue()
     path = f"{name}.tar"
     storage.write_bytes(storage.join(folder, path), data)
@@ -91,8 +92,10 @@ class ShardReader:
                 f"shard '{shard.name}': '{self._path}' has {len(self.uids)} samples, the manifest promises "
                 f"{shard.samples} with uids {shard.uids_sha256[:12]}; the file is cut or was replaced."
             )
+        # A set converted without its pictures has none at all; where some have one, the others lost theirs.
+        pictures = {uid for uid, members in self._members.items() if not members.keys().isdisjoint(IMAGE_EXTENSIONS)}
         for uid, members in self._members.items():
-            if "json" not in members or not any(extension in members for extension in IMAGE_EXTENSIONS):
+            if "json" not in members or (pictures and uid not in pictures):
                 raise DataError(f"shard '{shard.name}': '{self._path}' lacks the picture or the json of '{uid}'.")
         self._map: mmap.mmap | None = None
 
@@ -103,7 +106,9 @@ class ShardReader:
     def sample(self, index: int) -> Sample:
         """The sample at a position."""
         members = self._members[self.uids[index]]
-        extension = next(e for e in members if e in IMAGE_EXTENSIONS)
+        extension = next((e for e in members if e in IMAGE_EXTENSIONS), "")
+        if not extension:
+            raise DataError(f"shard '{self.name}': holds no pictures, the dataset was converted without them.")
         return Sample(self.uids[index], self._read(members[extension]), json.loads(self._read(members["json"])))
 
     def _read(self, span: tuple[int, int]) -> bytes:
@@ -115,6 +120,13 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         """A reader travels to a worker without its memory map."""
         return {**self.__dict__, "_map": None}
+
+
+def image_extension(data: bytes) -> str:
+    """jpg, png or webp by the first bytes; jpg for what else Pillow reads."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    return "webp" if data[8:12] == b"WEBP" else "jpg"
 
 
 def read_samples(folder: str, manifest: Manifest, *splits: str) -> Iterator[Sample]:

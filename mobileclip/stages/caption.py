@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,8 +14,9 @@ from tqdm import tqdm
 
 from mobileclip import manifest, storage
 from mobileclip.config import Caption
-from mobileclip.data.columns import ColumnPlan, Tensors, build_columns, collect, committed, pack_texts, read_captions
+from mobileclip.data.columns import ColumnPlan, Tensors, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.images import decode, resize
+from mobileclip.data.progress import write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.evaluation.captions import Quality, assess, clip_score, draw_lengths, fault
@@ -52,7 +52,7 @@ def run(
     Args:
         config: The `caption` section.
         out: Output folder or URI; committed shards there are kept.
-        tracker: Gets the histogram of lengths.
+        tracker: Gets the speed and the histogram of lengths.
         data: Dataset to caption.
         captioner: Folder of finetune_captioner, for `model: trained`.
         group: This process's unit of work.
@@ -71,19 +71,18 @@ def run(
     shards = content.split(*config.splits)
     clip = _load(config, captioner)
     plan = _plan(config, clip)
-    start = time.perf_counter()
-    new = sum(shard.samples for shard in shards if committed(out, plan, shard) is None)
     if not merge:
         compute = partial(_compute, config, clip, data)
-        build_columns(out, [plan], shards, compute, group=group, num_groups=num_groups, title=f"caption {config.name}")
+        title = f"caption {config.name}"
+        work = build_columns(out, [plan], shards, compute, group=group, num_groups=num_groups, title=title)
+        speed = {"images": work.samples, "images_per_second": round(work.rate, 3)}
+        write_timings(out, work, group=group, num_groups=num_groups, **speed)
+        if work.samples:
+            tracker.log_metrics({"images_per_second": work.rate})
         if num_groups > 1:
             return {}
-    seconds = time.perf_counter() - start
     final = collect(out, [plan], shards, content.moved(data, out))
     quality = _report(config, clip, out, final, tracker)
-    if not merge:
-        times = {"seconds": round(seconds, 3), "images": new, "images_per_second": round(new / max(seconds, 1e-9), 3)}
-        _write_json(out, "timings.json", times)
     manifest.write(out, final)
     return quality.metrics
 

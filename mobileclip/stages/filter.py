@@ -9,6 +9,7 @@ from mobileclip import manifest, storage
 from mobileclip.config import Filter
 from mobileclip.data.columns import ColumnPlan, ColumnReader, Tensors, build_columns, collect
 from mobileclip.data.images import decode, resize
+from mobileclip.data.progress import write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
 from mobileclip.evaluation.figures import save_histogram
@@ -50,7 +51,8 @@ def run(config: Filter, *, out: str, tracker: Tracker, data: str, teachers: str 
     scores_plan = ColumnPlan(
         "scores", "selection", {"model": clip.sha256, "batch_size": config.batch_size, "version": 1}
     )
-    build_columns(out, [scores_plan], shards, lambda shard, _: {"scores": _score(clip, data, shard, config)})
+    work = build_columns(out, [scores_plan], shards, lambda shard, _: {"scores": _score(clip, data, shard, config)})
+    write_timings(out, work)
     scored = collect(out, [scores_plan], shards, content.moved(data, out))
     column = scored.column("scores")
     scores = [ColumnReader(out, column, shard).all("score") for shard in shards]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from mobileclip.config import Views
-from mobileclip.data.augment import NUM_BINS, OPS, apply_operation, apply_view, draw_views, magnitude
+from mobileclip.data.augment import NUM_BINS, OPS, apply_operation, apply_view, apply_views, draw_views, magnitude
 from mobileclip.data.images import to_tensor
 
 SIZES = (63, 64, 331)
@@ -96,6 +96,15 @@ def test_replay_is_the_same_each_time_and_keeps_the_picture(picture):
     view = draw_views(Views(num_views=1), uid="a", seed=1, width=120, height=90)[0]
     assert torch.equal(apply_view(picture, view, size=32), apply_view(picture, view, size=32))
     assert picture.tobytes() == before
+
+
+def test_all_views_at_once_are_each_view_alone(picture):
+    views = draw_views(Views(num_views=12), uid="a", seed=0, width=picture.width, height=picture.height)
+    found = apply_views(picture, views, size=48, interpolation="bilinear")
+    assert found.shape == (12, 3, 48, 48)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for pixels, view in zip(found, views, strict=True):
+        assert torch.equal(pixels, apply_view(picture, view, size=48, interpolation="bilinear"))
 
 
 class TestDraw:

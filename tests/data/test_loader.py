@@ -2,22 +2,25 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobileclip import manifest
+from mobileclip import manifest, storage
 from mobileclip.config import Views
 from mobileclip.data.augment import apply_view
-from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect, read_captions
+from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe, batches, collate_teachers, place_batch
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
 from mobileclip.models.zoo import Preprocess
+from tests import s3
+from tests.faulty_s3 import FaultyS3
 
 PREPROCESS = Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 
@@ -163,6 +166,56 @@ def test_a_selection_leaves_out_what_the_filter_dropped(tiny_reinforced, content
     assert (len(few), len(everyone)) == (12, 32)
     assert torch.equal(few[0, 1]["image"], everyone[0, 3]["image"])
     assert len(PairDataset(str(tmp_path), selected, plain, splits=("validation",))) == 4
+
+
+def test_from_s3_every_file_is_fetched_once_and_gives_the_same_items(
+    tiny_reinforced, content, recipe, tmp_path, monkeypatch
+):
+    proxy = FaultyS3(s3.endpoint())
+    settings = {**s3.environment(), "AWS_ENDPOINT_URL": proxy.endpoint, "MOBILECLIP_CACHE": str(tmp_path)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    storage.s3.connect.cache_clear()
+    folder = storage.join(s3.bucket("loader"), "reinforce")
+    train = content.split("train")
+    files = {shard.path for shard in train} | {
+        part.path for column in content.columns for part in column.parts.values()
+    }
+    for path in files:
+        storage.write_bytes(storage.join(folder, path), (Path(tiny_reinforced) / path).read_bytes())
+    proxy.seen.clear()
+    remote, local = (PairDataset(base, content, recipe) for base in (folder, tiny_reinforced))
+    for place in itertools.product(range(2), range(0, 32, 5)):
+        assert _equal(remote[place], local[place])
+    fetched = [line for line in proxy.seen if line.startswith("GET")]
+    assert len(fetched) == len(set(fetched)) == len(files)
+    proxy.close()
+    storage.s3.connect.cache_clear()
+
+
+def test_flagged_captions_are_not_drawn_unless_all_are(tiny_reinforced, content, recipe, tmp_path):
+    """Sample 0 has a sound caption beside a flagged one, sample 1 has flagged ones only; rows keep their places."""
+    shards = content.split("train")
+    flags = torch.zeros(16, 2, dtype=torch.uint8)
+    flags[0, 0] = 1
+    flags[1] = 1
+    plan = ColumnPlan("coca", "caption", {"captions": 2})
+
+    def compute(shard, _missing):
+        texts = read_captions(tiny_reinforced, content.column("coca"), shard)
+        return {"coca": {**pack_texts(texts), "degenerate": flags}}
+
+    build_columns(str(tmp_path), [plan], shards, compute)
+    flagged = collect(str(tmp_path), [plan], shards, content.moved(tiny_reinforced, str(tmp_path)))
+    dataset = PairDataset(str(tmp_path), flagged, replace(recipe, views="whole"))
+    texts = read_captions(str(tmp_path), flagged.column("coca"), shards[0])
+    features, counts = decode_all(ColumnReader(str(tmp_path), flagged.column("first.coca"), shards[0]))
+    for row, allowed in ((0, {1}), (1, {0, 1}), (2, {0, 1})):
+        items = [dataset[epoch, row] for epoch in range(24)]
+        assert {_text(item["synthetic_text"]) for item in items} == {texts[row][place] for place in allowed}
+        for item in items:
+            place = texts[row].index(_text(item["synthetic_text"]))
+            assert torch.equal(item["teacher_synthetic.first"], features[counts[row] + place])
 
 
 def test_a_field_that_some_samples_lack(tiny_data, recipe):

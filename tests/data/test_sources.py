@@ -4,10 +4,13 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import tarfile
 
+import pyarrow
 import pytest
 import webdataset
+from pyarrow import parquet
 
 from mobileclip.data import sources
 from mobileclip.errors import DataError
@@ -22,8 +25,10 @@ def _table(folder, *rows, name="captions.jsonl"):
     return folder
 
 
-def _read(folder, kind="table", table="captions.jsonl"):
-    return list(sources.read(folder, kind, table))
+def _read(folder, kind="table", table="captions.jsonl", **options):
+    scratch = folder.parent / f"{folder.name}.scratch"
+    scratch.mkdir(exist_ok=True)
+    return list(sources.read(folder, kind, table, scratch=scratch, **options))
 
 
 class TestDetect:
@@ -240,3 +245,149 @@ class TestWebdataset:
         (tmp_path / "a.tar").write_bytes(b"hello" * 1000)
         with pytest.raises(DataError, match=r"^prepare\.source: 'a\.tar' is no readable tar"):
             _read(tmp_path, "webdataset")
+
+    @pytest.mark.parametrize(
+        ("members", "fault"),
+        [
+            ({"a.json": b"{"}, "its json is damaged"),
+            ({"a.json": b'{"caption": "caf\xe9"}'}, "its json is damaged"),
+            ({"a.json": b"[1]"}, "its json is no object"),
+            ({"a.json": b'{"caption": 5}'}, "json: 'captions' is int, want a text or a list of texts."),
+            ({"a.json": b'{"status": "failed_to_download", "error_message": "404\\n gone"}'},
+             "its download failed: 404 gone"),
+            ({"a.json": b'{"status": "failed_to_resize"}'}, "its download failed: failed_to_resize"),
+            ({"a.json": b'{"status": "success", "caption": "x"}'}, ""),
+        ],
+    )  # fmt: skip
+    def test_a_damaged_sample_is_left_to_the_quarantine(self, tmp_path, members, fault):
+        _tar(tmp_path / "a.tar", {"a.png": PNG, **members, "b.png": PNG, "b.txt": b"fine"})
+        first, second = _read(tmp_path, "webdataset")
+        assert (first.fault, second.fault) == (fault, "")
+        assert second.fields["captions"] == ["fine"]
+
+    def test_a_name_twice_and_a_link_are_left_to_the_quarantine(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, kind in (("a.png", b"0"), ("a.png", b"0"), ("b.png", b"2"), ("c.png", b"0")):
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = kind, "/etc/passwd" if kind == b"2" else ""
+                tar.addfile(info)
+        rows = _read(tmp_path, "webdataset")
+        assert [r.fault for r in rows] == [
+            "the tar has two members 'a.png'", "its '.png' is a link or a sparse file", "",
+        ]  # fmt: skip
+        assert rows[1].image == b""
+
+    def test_invalid_utf8_in_a_text_is_replaced(self, tmp_path):
+        _tar(tmp_path / "a.tar", {"a.png": PNG, "a.txt": b"caf\xe9"})
+        assert _read(tmp_path, "webdataset")[0].fields["captions"] == ["caf\ufffd"]
+
+    def test_notes_beside_the_samples_are_no_samples(self, tmp_path):
+        _tar(tmp_path / "a.tar", {"README.md": b"hello", "a.png": PNG, "a.txt": b"t", "dir/.hidden": b"x"})
+        assert [r.name for r in _read(tmp_path, "webdataset")] == ["a.tar:a"]
+
+    def test_folders_of_tars_are_read_in_order(self, tmp_path):
+        for name in ("01/00000.tar", "00/00001.tar", "00/00000.tar"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            _tar(tmp_path / name, {"a.png": PNG, "a.txt": b"t"})
+        assert [r.name for r in _read(tmp_path, "webdataset")] == ["00/00000.tar:a", "00/00001.tar:a", "01/00000.tar:a"]
+
+    def test_a_shard_that_was_lost_is_named(self, tmp_path):
+        """img2dataset leaves two files beside each tar; they tell when the tar did not come along."""
+        _tar(tmp_path / "00000.tar", {"a.png": PNG, "a.txt": b"t"})
+        for name in ("00000.parquet", "00000_stats.json"):
+            (tmp_path / name).write_bytes(b"")
+        assert len(_read(tmp_path, "webdataset")) == 1
+        (tmp_path / "00001_stats.json").write_bytes(b"{}")
+        with pytest.raises(
+            DataError, match=r"^prepare\.source: '00001\.tar' is missing, but its '00001_stats\.json' is there\.$"
+        ):
+            _read(tmp_path, "webdataset")
+
+
+class TestCoco:
+    def _source(self, tmp_path, **changes):
+        for part, id_ in (("train2017", 1), ("val2017", 2)):
+            (tmp_path / part).mkdir()
+            (tmp_path / part / f"{id_:012d}.jpg").write_bytes(PNG)
+            content = {
+                "images": [{"id": id_, "file_name": f"{id_:012d}.jpg", "license": 4, "coco_url": "u"}],
+                "annotations": [{"image_id": id_, "id": n, "caption": f"{part} {n}"} for n in range(5)],
+                "licenses": [{"id": 4, "name": "CC-BY-2.0", "url": "x"}], **changes,
+            }  # fmt: skip
+            (tmp_path / "annotations").mkdir(exist_ok=True)
+            (tmp_path / "annotations" / f"captions_{part}.json").write_text(json.dumps(content))
+        return tmp_path
+
+    def test_five_captions_split_and_license(self, tmp_path):
+        source = self._source(tmp_path)
+        assert sources.detect(source, "captions.jsonl") == "coco"
+        train, validation = _read(source, "coco")
+        assert train.fields == {
+            "captions": [f"train2017 {n}" for n in range(5)], "coco_id": 1, "coco_url": "u", "license": "CC-BY-2.0",
+            "split": "train",
+        }  # fmt: skip
+        assert (validation.fields["split"], validation.image, validation.extension) == ("validation", PNG, "jpg")
+
+    def test_one_file_by_name_and_its_folder(self, tmp_path):
+        source = self._source(tmp_path)
+        shutil.move(source / "val2017", source / "pictures")
+        name = "annotations/captions_val2017.json"
+        assert sources.detect(source, name) == "coco"
+        (row,) = _read(source, "coco", name, image_folder="pictures")
+        assert row.image == PNG
+        (row,) = _read(source, "coco", name)
+        assert row.image == b""  # for the quarantine
+
+    def test_an_image_without_caption_and_one_outside(self, tmp_path):
+        (row, _) = _read(self._source(tmp_path, annotations=[]), "coco")
+        assert row.fault == "no caption"
+        for file in (tmp_path / "annotations").iterdir():
+            file.write_text(json.dumps({"images": [{"id": 1, "file_name": "../../x.jpg"}], "annotations": []}))
+        with pytest.raises(DataError, match=r"^captions_train2017\.json: image '../../x\.jpg' lies outside the input"):
+            _read(tmp_path, "coco")
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": 5, "annotations": []}', '{"images": [{}]}'])
+    def test_what_is_no_captions_file(self, tmp_path, text):
+        (tmp_path / "captions_x.json").write_text(text)
+        with pytest.raises(DataError, match=r"^captions_x\.json: is no COCO captions file, want "):
+            _read(tmp_path, "coco")
+
+
+class TestParquet:
+    def test_paths_bytes_and_hugging_face_pictures(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(PNG)
+        for index, image in enumerate(("a.png", PNG, {"bytes": PNG, "path": None}, {"bytes": None, "path": "a.png"})):
+            rows = [{"image": image, "captions": ["one", "two"], "group": None, "width": 7}]
+            parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{index}.parquet")
+            (row,) = _read(tmp_path, table=f"{index}.parquet")
+            assert (row.image, row.extension) == (PNG, "png")
+            assert row.fields == {"captions": ["one", "two"], "width": 7}
+
+    def test_many_pictures_each_at_its_place(self, tmp_path):
+        data = [PNG + bytes([n]) * n for n in range(40)]
+        rows = [{"image": image, "caption": f"{n}"} for n, image in enumerate(data)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=7)
+        assert [row.image for row in _read(tmp_path, table="t.parquet")] == data
+
+    @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+    def test_a_damaged_file(self, tmp_path, share):
+        parquet.write_table(pyarrow.table({"image": ["a.png"], "caption": ["x"]}), tmp_path / "t.parquet")
+        data = (tmp_path / "t.parquet").read_bytes()
+        (tmp_path / "t.parquet").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(DataError, match=r"^t\.parquet: is no readable Parquet file: [^\n]+\.$"):
+            _read(tmp_path, table="t.parquet")
+
+
+def test_tabs_and_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "t.tsv").write_bytes("\ufeffimage\tcaption\na.png\tone, two\n".encode())
+    assert _read(tmp_path, table="t.tsv")[0].fields == {"captions": ["one, two"]}
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
+    (row,) = _read(tmp_path, table="t.csv")
+    (tmp_path / "a.png").write_bytes(PNG[:9])
+    with pytest.raises(DataError, match=r"a\.png' became shorter while it was read\.$"):
+        _ = row.image
