@@ -4,8 +4,8 @@ Layouts that are known: open_clip's names (`visual.trunk...`, `text...`), as in 
 of ours; and Apple's package (`image_encoder.model...`, `text_encoder...`), as in `mobileclip_s0.pt`.
 """
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises; nothing here unpickles
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from mobileclip.models.text_repmixer import from_published
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # What torch, safetensors and open_clip raise on files that are cut, foreign or of another shape.
 DAMAGE = (
-    RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, pickle.UnpicklingError,
+    RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, UnpicklingError,
     SafetensorError,
 )  # fmt: skip
 _PACKAGE_FASTVIT = "image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight"
