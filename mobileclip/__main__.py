@@ -26,6 +26,7 @@ TOOLS = {
     "history": "print the promotions of a registered model",
     "rollback": "make the previous champion the champion again",
     "explain": "print the gate's verdicts on a model version",
+    "bench-latency": "time students in every program format and precision, turn by turn in one run",
     "environment": "make the environment that an exporter with conflicting pins runs in",
     "bundle": "zip an export with everything an app needs, or check such a zip",
     "page": "serve the page that runs a bundle or export in a browser",
@@ -196,6 +197,16 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the bootstrap")
 
 
+def _add_bench_latency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("students", nargs="+", metavar="STUDENT", help="output of distill, or an architecture with random weights")
+    add("--formats", nargs="+", default=["onnx"], help="onnx, executorch, litert")
+    add("--precisions", nargs="+", default=["float32"], help="float32, float16, int8, int8_static, int8_weights")
+    add("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads, each measured apart")
+    add("--rounds", type=int, default=20, help="measured turns of each program")
+    add("--out", default="", help="also write the rows there as JSON")
+
+
 def _add_environment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="format whose exporter needs it: litert")
 
@@ -207,6 +218,7 @@ _MORE = {
     "convert": _add_convert,
     "publish": _add_publish,
     "suite": _add_suite,
+    "bench-latency": _add_bench_latency,
     "environment": _add_environment,
 }
 

@@ -201,7 +201,7 @@ def score(arguments: argparse.Namespace) -> int:
     found = scoring.score(programs, arguments.data, content, read_params(arguments.params).evaluate, student=student)
     if arguments.out:
         storage.write_bytes(arguments.out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
-    Console(width=max(100, Console().width)).print(scoring.render(found))
+    Console(width=max(130, Console().width)).print(scoring.render(found))
     return 0
 
 
@@ -243,6 +243,21 @@ def suite(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     Console(width=max(120, Console().width)).print(suite_table.render(summary))
     sys.stdout.write(f"{suite_table.sentence(summary)}\nrows: {storage.join(arguments.out, suites.ROWS)}\n")
+    return 0
+
+
+def bench_latency(arguments: argparse.Namespace) -> int:
+    """Time students in every format and precision, in one interleaved run."""
+    from mobileclip import tables
+    from mobileclip.formats import bench
+
+    rows = bench.compare(
+        arguments.students, formats=arguments.formats, precisions=arguments.precisions, threads=arguments.threads,
+        rounds=arguments.rounds,
+    )  # fmt: skip
+    Console(width=max(150, Console().width)).print(tables.render(rows))
+    if arguments.out:
+        storage.write_bytes(arguments.out, (json.dumps(rows, indent=2) + "\n").encode())
     return 0
 
 

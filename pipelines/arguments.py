@@ -116,9 +116,9 @@ def build_remote(
 def _choose(
     pipeline: BaseComponent, *, root: str, num_groups: int, variants: Mapping[str, Any] | None, **external: str
 ) -> dict[str, Any]:
-    names = list(variants or {})
+    students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
     given = {"root": root, "code": entry.code_digest(), "groups": groups(num_groups), **external}
-    given |= {"variants": dict(variants or {}), "students": names}
+    given |= {"variants": dict(variants or {}), "students": students}
     inputs = pipeline.component_spec.inputs or {}
     for name, spec in inputs.items():
         if not spec.optional and not given.get(name):

@@ -9,7 +9,6 @@ from components.compare import compare
 from components.distill import distill_variant
 from components.evaluate import evaluate as evaluate_student
 from components.export import export as export_student
-from mobileclip.sweep import FOLDER
 from pipelines import resources
 from pipelines.defaults import Sections
 from pipelines.wiring import finishing, reuse_stages
@@ -30,7 +29,7 @@ def build(sections: Sections, profile: str) -> BaseComponent:
     def sweep(
         root: str,
         variants: dict[str, Any],
-        students: list[str],
+        students: list[dict[str, str]],
         prepare_digest: str = "",
         calibrate_digest: str = "",
         code: str = "",
@@ -44,7 +43,7 @@ def build(sections: Sections, profile: str) -> BaseComponent:
         Args:
             root: Folder or s3:// prefix of the run that made the dataset; student X writes below `ROOT/sweep/X`.
             variants: What differs from the section `distill`, by name of the student.
-            students: Names of the students.
+            students: `title` of each student and its `place`, the folder or prefix that it writes below.
             prepare_digest: sha256 of `ROOT/prepare/record.json`; another one is refused.
             calibrate_digest: The same of calibrate.
             code: Digest of the library's code; an image with another one is refused.
@@ -57,9 +56,10 @@ def build(sections: Sections, profile: str) -> BaseComponent:
         with finishing(profile):
             earlier = reuse_stages(EARLIER, given, profile=profile)
             with dsl.ParallelFor(students, name="students", parallelism=_PARALLEL) as student:
-                place = {"root": f"{root}/{FOLDER}/{student}", "code": code, "generation": generation}
+                # Each item brings its whole place: kfp 2.17 loses track of a loop's item within a longer text.
+                place = {"root": student.place, "code": code, "generation": generation}
                 data = earlier["calibrate"]
-                trained = distill_variant(config=distill, variants=variants, name=student, data=data, **place)
+                trained = distill_variant(config=distill, variants=variants, name=student.title, data=data, **place)
                 model = _with(trained, "distill", profile).outputs["out"]
                 scored = evaluate_student(config=evaluate, data=data, student=model, **place)
                 written = export_student(config=export, data=earlier["prepare"], student=model, **place)

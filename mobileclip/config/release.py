@@ -84,10 +84,15 @@ class LabelBank(Section):
 class Export(Section):
     """Write the student's towers for the phone runtimes, with proof."""
 
-    formats: Annotated[list[Literal["onnx"]], Field(min_length=1)] = ["onnx"]
-    """Program formats."""
-    precisions: Annotated[list[Literal["float32", "float16", "int8"]], Field(min_length=1)] = ["float32"]
-    """Precisions of each program; int8 is dynamic quantization of the text tower's matrix products."""
+    formats: Annotated[list[Literal["onnx", "executorch", "litert", "coreml"]], Field(min_length=1)] = ["onnx"]
+    """Program formats; each but `onnx` is an extra of that name, `litert` needs `mobileclip environment litert` too."""
+    precisions: Annotated[
+        list[Literal["float32", "float16", "int8", "int8_static", "int8_weights"]], Field(min_length=1)
+    ] = ["float32"]
+    """Precisions of each program, where its format has them: `int8` text tower, activations per call; `int8_static`
+    image tower, activations calibrated; `int8_weights` weights alone."""
+    batch: NonNegativeInt = 0
+    """Rows per call of ONNX programs; 0 = any. The other formats take one."""
     split: Split = "test"
     """Split whose samples prove the programs."""
     samples: Annotated[int, Field(ge=2)] = 64
@@ -97,7 +102,19 @@ class Export(Section):
     max_error_float16: PositiveFloat = 0.03
     """The same for float16."""
     max_error_int8: PositiveFloat = 0.25
-    """The same for int8."""
+    """The same for the three kinds of int8."""
+    max_kept: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Largest share of layers that an ONNX int8 program may hold in float32 to meet its budget, the worst first;
+    0 = none."""
+    calibration_split: Split = "train"
+    """Split whose samples calibrate int8 programs and choose the layers they keep in float32."""
+    calibration_samples: Annotated[int, Field(ge=2)] = 32
+    """Samples of calibration."""
+    zero_shot_field: str = "group"
+    """Metadata field that holds the class name for the programs' zero-shot accuracy; samples without it do not count;
+    empty = none."""
+    zero_shot_template: Annotated[str, Field(pattern=r"\{\}")] = "a photo of a {}."
+    """Prompt of that task; `{}` takes the class name."""
     opset: Annotated[int, Field(ge=20, le=23)] = 20
     """ONNX operator set; below 20 GELU is not fused."""
     latency_runs: NonNegativeInt = 20

@@ -4,6 +4,9 @@ Turns are interleaved, so a busy machine slows all of them alike and their ratio
 """
 
 import functools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mobileclip.formats.runtime import load_program
+from mobileclip.errors import ExportError
+from mobileclip.formats.runtime import Encoder, load_program
 
 EAGER = "eager"
 WARM_UP = 3
@@ -37,21 +41,21 @@ def measure(
     Returns:
         By name, and for `eager`: `p50_ms`, `p95_ms`, `ratio` to eager's p50; for programs also `load_ms`.
     """
-    turns: dict[str, Callable[[], object]] = {EAGER: functools.partial(_eager, tower, row)}
+    turns: dict[str, Callable[[], object]] = {EAGER: functools.partial(eager, tower, row)}
     load_ms: dict[str, float] = {}
     for name, path in programs.items():
         started = time.perf_counter()
         encoder = load_program(path, threads=threads)
         load_ms[name] = (time.perf_counter() - started) * 1e3
-        turns[name] = functools.partial(encoder.execute, row)
+        turns[name] = turn(encoder, row)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        times = _interleave(turns, rounds)
+        times = interleave(turns, rounds)
     finally:
         torch.set_num_threads(before)
-    eager = float(np.median(times[EAGER]))
-    return {name: _summary(values, eager, load_ms.get(name)) for name, values in times.items()}
+    base = float(np.median(times[EAGER]))
+    return {name: summarize(values, base, load_ms.get(name)) for name, values in times.items()}
 
 
 class EagerText(nn.Module):
@@ -67,9 +71,42 @@ class EagerText(nn.Module):
         return self.model.encode_text(text, normalize=True)  # type: ignore[operator, no-any-return]
 
 
-def _interleave(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, NDArray[np.float64]]:
+def turn(encoder: Encoder, row: NDArray[np.generic]) -> Callable[[], object]:
+    """One call of a program, with as many copies of the row as it takes."""
+    return functools.partial(encoder.execute, row.repeat(max(1, encoder.batch), axis=0))
+
+
+def resources(path: Path) -> dict[str, float]:
+    """Load and run a program once in a process of its own.
+
+    Returns:
+        `load_ms`, and `peak_mb`: how far the process' resident memory rises above what it was before the load.
+
+    Raises:
+        ExportError: The process failed.
+    """
+    command = [sys.executable, "-m", "mobileclip.formats.probe", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"{path.name}: does not run in a process of its own: {done.stderr.strip()[-200:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def interleave(
+    turns: Mapping[str, Callable[[], object]], rounds: int, *, seconds: float = MAX_SECONDS
+) -> dict[str, NDArray[np.float64]]:
+    """Call every turn once per round.
+
+    Args:
+        turns: By name.
+        rounds: Measured rounds, after a few that are not.
+        seconds: No round starts later than this, once one was measured.
+
+    Returns:
+        Times of each [ms].
+    """
     times: dict[str, list[float]] = {name: [] for name in turns}
-    deadline = time.monotonic() + MAX_SECONDS
+    deadline = time.monotonic() + seconds
     for index in range(WARM_UP + rounds):
         if index > WARM_UP and time.monotonic() > deadline:
             break
@@ -81,12 +118,14 @@ def _interleave(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     return {name: np.array(values) for name, values in times.items()}
 
 
-def _summary(times: NDArray[np.float64], eager: float, load_ms: float | None) -> dict[str, float]:
+def summarize(times: NDArray[np.float64], eager: float, load_ms: float | None) -> dict[str, float]:
+    """Median, 95th percentile and ratio to PyTorch's median of some times [ms]."""
     p50, p95 = np.percentile(times, [50, 95])
     summary = {"p50_ms": round(float(p50), 3), "p95_ms": round(float(p95), 3), "ratio": round(float(p50) / eager, 3)}
     return summary if load_ms is None else {**summary, "load_ms": round(load_ms, 1)}
 
 
 @torch.inference_mode()
-def _eager(tower: nn.Module, row: NDArray[np.generic]) -> torch.Tensor:
+def eager(tower: nn.Module, row: NDArray[np.generic]) -> torch.Tensor:
+    """One call of a tower in PyTorch."""
     return tower(torch.from_numpy(row))  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
-"""ONNX programs: float32 and float16 by torch's exporter, int8 by dynamic quantization of the text tower.
+"""ONNX programs by torch's exporter: float32, float16, int8 dynamic, calibrated (`quantize`) or of weights alone.
 
-Opset 20 is the least: below it GELU is spelled out and ONNX Runtime does not fuse it. Batch is dynamic.
+Opset 20 is the least: below it GELU is spelled out and ONNX Runtime does not fuse it. Batch is dynamic unless asked.
 """
 
 import ast
@@ -8,7 +8,7 @@ import contextlib
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 from mobileclip.errors import ExportError
-from mobileclip.formats.towers import ImageTower
+from mobileclip.formats import quantize as calibrated
+from mobileclip.formats.job import Job, Written, parts
+from mobileclip.formats.sensitivity import Choice, choose
 
 NAME = "onnx"
 SUFFIX = ".onnx"
@@ -37,7 +39,63 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
 
 
-def export(tower: nn.Module, *, example: torch.Tensor, names: tuple[str, str], opset: int) -> onnx.ModelProto:
+def write(job: Job) -> Written:
+    """Write one program; an int8 one over its budget gets its worst layers back in float32."""
+    settings = {"opset": job.config.opset, "batch": job.config.batch or "any"}
+    if job.precision not in {"int8", "int8_static"}:
+        save(_plain(job), job.path)
+        return Written(settings)
+    model = _float32(job)
+    if job.precision == "int8":
+        choice = _mixed(job, quantizable(model), lambda keep: quantize(model, keep=keep))
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            source = calibrated.Calibrated(model, job.calibration_rows().numpy(), Path(name))
+            choice = _mixed(job, source.layers, lambda keep: _cleaned(source.quantize(keep=keep)))
+    count = {"layers": float(len(choice.alone)), "kept": float(len(choice.keep))} if choice.alone else {}
+    return Written(settings, count, choice.keep, choice.alone)
+
+
+def _plain(job: Job) -> onnx.ModelProto:
+    """Programs without a choice of layers."""
+    if job.precision == "float16":
+        return _exported(job, half(job.module))
+    model = _float32(job)
+    if job.precision == "int8_weights":
+        for node in _tables(model):
+            _quantize_table(model, node)
+        return calibrated.weights_only(model)
+    return model
+
+
+def _float32(job: Job) -> onnx.ModelProto:
+    """The float32 program, read again if it was written."""
+    written = job.path.with_name(f"{job.tower}.float32{SUFFIX}")
+    return onnx.load(written) if written.is_file() else _exported(job, job.module)
+
+
+def _exported(job: Job, module: nn.Module) -> onnx.ModelProto:
+    return export(module, example=job.example, names=job.names, opset=job.config.opset, batch=job.config.batch)
+
+
+def _mixed(job: Job, layers: Sequence[str], quantized: Callable[[Sequence[str]], onnx.ModelProto]) -> Choice:
+    """Write the int8 program whose `quantized(keep)` meets the budget with the fewest layers kept in float32."""
+
+    def error_of(keep: Sequence[str]) -> float:
+        save(quantized(keep), job.path)
+        return job.error(job.path)
+
+    if job.config.max_kept == 0:
+        save(quantized([]), job.path)
+        return Choice([], 0.0, {})
+    choice = choose(layers, error_of, budget=job.budget, most=job.config.max_kept)
+    save(quantized(choice.keep), job.path)
+    return choice
+
+
+def export(
+    tower: nn.Module, *, example: torch.Tensor, names: tuple[str, str], opset: int, batch: int = 0
+) -> onnx.ModelProto:
     """One tower as one program.
 
     Args:
@@ -45,6 +103,7 @@ def export(tower: nn.Module, *, example: torch.Tensor, names: tuple[str, str], o
         example: An input of at least two rows, so that the batch is not taken for a constant.
         names: Names of input and output.
         opset: ONNX operator set.
+        batch: Rows per call; 0 = any.
 
     Returns:
         The program; its nodes are called after the modules they come from, and the same tower gives the same bytes.
@@ -54,8 +113,8 @@ def export(tower: nn.Module, *, example: torch.Tensor, names: tuple[str, str], o
     """
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            tower, (example,), dynamo=True, opset_version=opset, input_names=[names[0]], output_names=[names[1]],
-            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+            tower, (example[:batch] if batch else example,), dynamo=True, opset_version=opset, input_names=[names[0]],
+            output_names=[names[1]], dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},), verbose=False,
         )  # fmt: skip
     if program is None:
         raise ExportError(f"{names[1]}: torch gave no ONNX program.")
@@ -67,7 +126,7 @@ def export(tower: nn.Module, *, example: torch.Tensor, names: tuple[str, str], o
 def half(tower: nn.Module) -> nn.Module:
     """A copy that computes in float16; pixel normalization and unit norm stay in float32."""
     copied = deepcopy(tower)
-    (copied.encoder if isinstance(copied, ImageTower) else copied).half()
+    parts(copied).half()
     return copied
 
 

@@ -1,26 +1,28 @@
 """Write a student's programs and prove each: the work between the export stage and the formats."""
 
+import functools
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from onnx import ModelProto
-from onnx import load as load_model
 from tqdm import tqdm
 
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError
-from mobileclip.formats import contract, onnx, proof
+from mobileclip.formats import contract, environment, proof, registry, sensitivity
 from mobileclip.formats.contract import Program, Tower
+from mobileclip.formats.job import Job, Written
 from mobileclip.formats.proof import Reference
 from mobileclip.formats.runtime import load_program
 from mobileclip.formats.towers import IMAGE_INPUT, IMAGE_OUTPUT, TEXT_INPUT, TEXT_OUTPUT, Towers
 
 logger = logging.getLogger(__name__)
 
+LAYERS_FILE = "layers.json"
 TOWERS: tuple[Tower, ...] = ("image", "text")
 NAMES = {"image": (IMAGE_INPUT, IMAGE_OUTPUT), "text": (TEXT_INPUT, TEXT_OUTPUT)}
 
@@ -36,65 +38,108 @@ class Plan:
     @property
     def file_name(self) -> str:
         """`image.float32.onnx`."""
-        return f"{self.tower}.{self.precision}{onnx.SUFFIX}"
+        return f"{self.tower}.{self.precision}{registry.FORMATS[self.format].suffix}"
 
 
 def plan(config: Export) -> list[Plan]:
-    """The programs a section asks for: int8 is dynamic quantization, which serves the text tower alone.
+    """The programs a section asks for: every precision in which a format holds a tower.
 
     Raises:
-        ConfigError: There would be no image program.
+        ConfigError: A format would lack a tower, or is not installed.
     """
-    if set(config.precisions) == {"int8"}:
-        raise ConfigError("export.precisions: got ['int8'], want float32 or float16 too, for the image tower.")
-    return [
-        Plan(tower, name, precision)
-        for name in dict.fromkeys(config.formats)
-        for precision in dict.fromkeys(config.precisions)
-        for tower in TOWERS
-        if (tower, precision) != ("image", "int8")
-    ]
+    plans: list[Plan] = []
+    for name in dict.fromkeys(config.formats):
+        row = registry.require(name)
+        if row.environment:
+            environment.python(row.environment)
+        for tower in TOWERS:
+            if not set(config.precisions) & set(row.precisions[tower]):
+                raise ConfigError(
+                    f"export.precisions: got {config.precisions}, want at least one of "
+                    f"{', '.join(row.precisions[tower])} too, for the {tower} tower in {name}."
+                )
+        plans += [
+            Plan(tower, name, precision)
+            for precision in dict.fromkeys(config.precisions)
+            for tower in TOWERS
+            if precision in row.precisions[tower]
+        ]
+    return plans
 
 
-def build(config: Export, towers: Towers, reference: Reference, folder: Path) -> list[Program]:
+def build(
+    config: Export,
+    towers: Towers,
+    reference: Reference,
+    folder: Path,
+    *,
+    calibrate: Callable[[], Reference] | None = None,
+) -> list[Program]:
     """Write and prove every planned program.
 
     Args:
         config: The `export` section.
         towers: The student, split.
         reference: The student's own embeddings.
-        folder: Where the files go; nothing else writes there.
+        folder: Where the files go; nothing else writes there. `layers.json` goes there too, where layers were chosen.
+        calibrate: Draws samples that are not those of the proof; called when an int8 program asks for them.
 
     Raises:
+        ConfigError: A format cannot be written here.
         ExportError: A program cannot be written, or misses its budget.
     """
+    drawn = functools.cache(calibrate or (lambda: reference))
     progress = tqdm(plan(config), desc="export", unit="program", disable=None)
-    return [_write_and_prove(item, config, towers, reference, folder) for item in progress]
+    made = [_write_and_prove(item, config, towers, reference, folder, drawn) for item in progress]
+    layers = {program.path: written.layers for program, written in made if written.layers}
+    if layers:
+        (folder / LAYERS_FILE).write_text(json.dumps(layers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return [program for program, _ in made]
 
 
-def _write_and_prove(item: Plan, config: Export, towers: Towers, reference: Reference, folder: Path) -> Program:
+def write(
+    item: Plan,
+    config: Export,
+    towers: Towers,
+    *,
+    example: torch.Tensor,
+    folder: Path,
+    calibrate: Callable[[], Reference],
+) -> Written:
+    """Write one program, without proof.
+
+    Args:
+        item: Which.
+        config: The `export` section.
+        towers: The student, split.
+        example: At least two input rows of its tower.
+        folder: Where the file goes.
+        calibrate: Draws samples that are not those of the proof.
+    """
+    job = Job(
+        item.tower, item.precision, getattr(towers, item.tower), example, NAMES[item.tower], folder / item.file_name,
+        config, budgets(config)[item.precision], calibrate,
+    )  # fmt: skip
+    written: Written = registry.writer(item.format).write(job)
+    return written
+
+
+def _write_and_prove(
+    item: Plan, config: Export, towers: Towers, reference: Reference, folder: Path, calibrate: Callable[[], Reference]
+) -> tuple[Program, Written]:
     path = folder / item.file_name
-    onnx.save(_model(item, config, towers, reference, folder), path)
-    figures = proof.prove(load_program(path, threads=1), item.tower, reference)
+    example = torch.from_numpy(reference.inputs(item.tower)[: max(2, config.batch)])
+    made = write(item, config, towers, example=example, folder=folder, calibrate=calibrate)
+    figures = {**proof.prove(load_program(path, threads=1), item.tower, reference), **made.figures}
     budget = budgets(config)[item.precision]
     logger.info("%s: error %.3g of %g", item.file_name, figures["error"], budget)
-    proof.check(item.file_name, figures, budget)
-    return Program(
-        tower=item.tower, format=item.format, precision=item.precision, settings={"opset": config.opset},
-        budget=budget, executed=True, figures=figures, **contract.describe(path, root=folder).model_dump(),
+    proof.check(item.file_name, figures, budget, layers=sensitivity.describe(made.layers))
+    program = Program(
+        tower=item.tower, format=item.format, precision=item.precision, kept_in_float=sorted(made.keep),
+        settings=made.settings, budget=budget, executed=registry.FORMATS[item.format].executed, figures=figures,
+        **contract.describe(path, root=folder).model_dump(),
     )  # fmt: skip
-
-
-def _model(item: Plan, config: Export, towers: Towers, reference: Reference, folder: Path) -> ModelProto:
-    """The program; the int8 one is made of the float32 one, which is read again if it was written."""
-    tower = towers.image if item.tower == "image" else towers.text
-    example = torch.from_numpy(reference.inputs(item.tower)[:2])
-    terms: dict[str, Any] = {"example": example, "names": NAMES[item.tower], "opset": config.opset}
-    if item.precision == "float16":
-        return onnx.export(onnx.half(tower), **terms)
-    written = folder / Plan(item.tower, item.format, "float32").file_name
-    model = load_model(written) if written.is_file() else onnx.export(tower, **terms)
-    return onnx.quantize(model) if item.precision == "int8" else model
+    return program, made
 
 
 def budgets(config: Export) -> dict[str, float]:
@@ -103,7 +148,17 @@ def budgets(config: Export) -> dict[str, float]:
         "float32": config.max_error_float32,
         "float16": config.max_error_float16,
         "int8": config.max_error_int8,
+        "int8_static": config.max_error_int8,
+        "int8_weights": config.max_error_int8,
     }
+
+
+def versions(formats: Sequence[str]) -> dict[str, str]:
+    """Versions of the libraries that decide the programs' bytes."""
+    found: dict[str, str] = {"torch": torch.__version__}
+    for name in formats:
+        found |= registry.writer(name).versions()
+    return found
 
 
 def metrics(programs: Sequence[Program]) -> dict[str, float]:

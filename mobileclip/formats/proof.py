@@ -7,7 +7,8 @@ that tells two pictures apart.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ class Reference:
         gallery: Which captions belong to which image.
         image_features: Unit-norm [samples, dim].
         text_features: Unit-norm [samples, dim].
+        labels: Class of each sample, int64 [samples]; -1 = none. Empty without a zero-shot task.
+        class_tokens: int32 [classes, context_length], one prompt per class.
+        class_features: Unit-norm [classes, dim].
     """
 
     uids: list[str]
@@ -44,6 +48,9 @@ class Reference:
     gallery: Gallery
     image_features: NDArray[np.float32]
     text_features: NDArray[np.float32]
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    class_tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    class_features: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     def features(self, tower: str) -> NDArray[np.float32]:
         """The tower's embeddings."""
@@ -54,14 +61,22 @@ class Reference:
         return self.pixels if tower == "image" else self.tokens
 
 
-def refer(clip: Clip, samples: Sequence[Sample], *, batch_size: int = 32) -> Reference:
+def refer(
+    clip: Clip, samples: Sequence[Sample], *, batch_size: int = 32, class_field: str = "", template: str = "{}"
+) -> Reference:
     """Embed the samples with the student itself.
 
     Args:
         clip: The student, not folded: folding is among the things to be proved.
         samples: At least two, with captions.
         batch_size: Samples per forward pass.
+        class_field: Metadata field of the zero-shot task; there is none where fewer than two classes occur.
+        template: Prompt of that task.
     """
+    names = [str(sample.metadata.get(class_field) or "") for sample in samples]
+    classes = sorted(set(names) - {""})
+    classes = classes if len(classes) > 1 else []
+    prompts = [template.replace("{}", name) for name in classes]
     size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
     squashed = [images.resize(images.decode(sample.image), size, interpolation) for sample in samples]
     pixels = torch.stack(squashed).float() / 255
@@ -70,7 +85,15 @@ def refer(clip: Clip, samples: Sequence[Sample], *, batch_size: int = 32) -> Ref
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (clip.preprocess.mean, clip.preprocess.std))
     with one_thread(), torch.no_grad():
         image_parts = [clip.encode_image((part - mean) / std) for part in torch.split(pixels, batch_size)]
-        text_parts = [clip.encode_text(captions[i : i + batch_size]) for i in range(0, len(captions), batch_size)]
+        text_parts, class_parts = (
+            [clip.encode_text(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+            for texts in (captions, prompts)
+        )
+    if not classes:
+        task: tuple[NDArray[Any], ...] = ()
+    else:
+        labels = np.array([classes.index(name) if name else -1 for name in names], np.int64)
+        task = (labels, clip.tokenizer(prompts).to(torch.int32).numpy(), torch.cat(class_parts).numpy())
     return Reference(
         [sample.uid for sample in samples],
         pixels.numpy(),
@@ -78,6 +101,7 @@ def refer(clip: Clip, samples: Sequence[Sample], *, batch_size: int = 32) -> Ref
         build_gallery([[caption] for caption in captions]),
         torch.cat(image_parts).numpy(),
         torch.cat(text_parts).numpy(),
+        *task,
     )
 
 
@@ -92,7 +116,8 @@ def prove(encode: Encode, tower: str, reference: Reference) -> dict[str, float]:
     Returns:
         `error` (the larger of the two batch sizes), `error_batch_N`, `cosine_min`, `cosine_mean`, `max_abs`,
         `norm_error`, `agreement` (share of samples with the same first answer against the student's other tower),
-        and `recall/...`: R@1 of the student, of the program, their difference and its paired 95 % interval.
+        `recall/...`: R@1 of the student, of the program, their difference and its paired 95 % interval, and the same
+        of zero-shot accuracy, `zero_shot/...`, where the reference has classes.
     """
     wanted = reference.features(tower)
     by_batch = {size: encode_in_batches(encode, reference.inputs(tower), size) for size in BATCHES}
@@ -110,19 +135,27 @@ def prove(encode: Encode, tower: str, reference: Reference) -> dict[str, float]:
         "norm_error": float(np.abs(np.linalg.norm(worst, axis=1) - 1).max()),
         "agreement": float(same.mean()),
         **_recall(worst, tower, reference),
+        **_zero_shot(encode, worst, tower, reference),
     }
 
 
-def check(name: str, figures: dict[str, float], budget: float) -> None:
+def check(name: str, figures: dict[str, float], budget: float, *, layers: str = "") -> None:
     """Refuse a program that misses its budget.
 
+    Args:
+        name: File name.
+        figures: Of `prove`.
+        budget: Largest error allowed.
+        layers: The layers that lose most, if they were measured.
+
     Raises:
-        ExportError: With program, figure and budget.
+        ExportError: With program, figure, budget and layers.
     """
     if figures["error"] > budget:
+        worst = f"; alone in int8 these layers lose most: {layers}" if layers else ""
         raise ExportError(
             f"export: program '{name}' has error {figures['error']:.3g} relative to the centered embeddings, "
-            f"its budget is {budget:g} (smallest cosine {figures['cosine_min']:.6f}); nothing was published."
+            f"its budget is {budget:g} (smallest cosine {figures['cosine_min']:.6f}){worst}; nothing was published."
         )
 
 
@@ -155,15 +188,34 @@ def one_thread() -> Iterator[None]:
 def _recall(got: NDArray[np.float32], tower: str, reference: Reference) -> dict[str, float]:
     """Retrieval with this tower exchanged and the other one kept, paired with the student's own."""
     before, after = _hits(reference.features(tower), tower, reference), _hits(got, tower, reference)
-    resamples = draw_resamples(len(got), resamples=RESAMPLES, confidence=CONFIDENCE, seed=SEED)
+    return _paired("recall", before, after)
+
+
+def _zero_shot(encode: Encode, got: NDArray[np.float32], tower: str, reference: Reference) -> dict[str, float]:
+    """Accuracy with this tower exchanged: the pictures' embeddings, or those of the class prompts."""
+    known = reference.labels >= 0
+    if known.sum() < 2:
+        return {}
+    images, classes = reference.image_features, reference.class_features
+    changed = (got, classes) if tower == "image" else (images, encode_in_batches(encode, reference.class_tokens, 8))
+    before, after = (
+        ((pictures @ prompts.T).argmax(1) == reference.labels)[known].astype(np.float64)
+        for pictures, prompts in ((images, classes), changed)
+    )
+    return _paired("zero_shot", before, after)
+
+
+def _paired(name: str, before: Floats, after: Floats) -> dict[str, float]:
+    """Mean hits of student and program, their difference and its paired interval."""
+    resamples = draw_resamples(len(after), resamples=RESAMPLES, confidence=CONFIDENCE, seed=SEED)
     student, program = estimate(ratio(before), resamples), estimate(ratio(after), resamples)
     change = compare(program, student, differing=int((before != after).sum()), confidence=CONFIDENCE)
     return {
-        "recall/student": student.value,
-        "recall/program": program.value,
-        "recall/change": change.delta,
-        "recall/change_low": change.low,
-        "recall/change_high": change.high,
+        f"{name}/student": student.value,
+        f"{name}/program": program.value,
+        f"{name}/change": change.delta,
+        f"{name}/change_low": change.low,
+        f"{name}/change_high": change.high,
     }
 
 

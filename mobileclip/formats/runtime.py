@@ -1,6 +1,6 @@
 """Run exported programs in their real runtimes, behind one `encode_image` / `encode_text`.
 
-This is the deployed side: it needs numpy and the runtime, not torch.
+This is the deployed side: ONNX and LiteRT need numpy and the runtime, not torch.
 """
 
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
-from mobileclip.formats import contract
+from mobileclip.formats import contract, registry
 from mobileclip.formats.contract import Contract
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+PACKAGES = (".mlpackage",)  # programs that are folders
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Encoder:
         path: Its file.
         shape: Input shape without the batch.
         execute: Checked input array to unit-norm embeddings [batch, dim].
+        batch: Rows that `execute` takes at a time; 0 = any number.
     """
 
     tower: str
     path: Path
     shape: tuple[int, ...]
     execute: Callable[[NDArray[np.generic]], Floats]
+    batch: int = 0
 
     def __call__(self, rows: NDArray[np.generic]) -> Floats:
         """Encode a batch.
@@ -50,7 +52,12 @@ class Encoder:
             _check_pixels(rows)
         elif rows.dtype.kind not in "iu":
             raise DataError(f"text: got {rows.dtype}, want token ids as int32.")
-        return self.execute(rows.astype(np.float32 if self.tower == "image" else np.int32, copy=False))
+        typed = rows.astype(np.float32 if self.tower == "image" else np.int32, copy=False)
+        if not self.batch:
+            return self.execute(typed)
+        filled = np.concatenate([typed, typed[:1].repeat(-len(typed) % self.batch, axis=0)])
+        calls = [self.execute(filled[start : start + self.batch]) for start in range(0, len(filled), self.batch)]
+        return np.concatenate(calls)[: len(typed)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def load(
         IntegrityError: A file is not the one the contract was written for.
     """
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or path.suffix in PACKAGES:
         encoder = load_program(path, threads=threads)
         of = {encoder.tower: encoder}
         return Programs(of.get("image"), of.get("text"), None, path)
@@ -113,41 +120,14 @@ def load(
 
 
 def load_program(path: Path, *, threads: int = 0) -> Encoder:
-    """Load one program file by its suffix.
+    """Load one program by its suffix, in its runtime or, where that exists on phones alone, its emulation.
 
     Raises:
         DataError: Unknown suffix, or the runtime refuses the file.
+        ConfigError: The runtime is not installed.
     """
-    opener = _OPENERS.get(path.suffix)
-    if opener is None:
-        raise DataError(f"programs: '{path.name}' is of no known format, want {', '.join(sorted(_OPENERS))}.")
-    return opener(path, threads)
-
-
-def _open_onnx(path: Path, threads: int) -> Encoder:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Spinning workers of one program would steal the cores of the next in an interleaved measurement, and drain a
-    # phone's battery; the cost of waking them is below the noise for these towers.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except _ONNX_ERRORS as error:
-        raise DataError(
-            f"programs: ONNX Runtime refuses '{path.name}': {' '.join(str(error).split())[:200]}."
-        ) from None
-    given, output = session.get_inputs()[0], session.get_outputs()[0]
-    if len(session.get_inputs()) != 1 or given.name not in {"image", "text"}:
-        raise DataError(f"programs: '{path.name}' has input '{given.name}', want one input, 'image' or 'text'.")
-    name, tower = str(given.name), str(given.name)
-    shape = tuple(int(d) for d in given.shape[1:])
-
-    def execute(rows: NDArray[np.generic]) -> Floats:
-        result: Floats = session.run([output.name], {name: rows})[0]
-        return result
-
-    return Encoder(tower, path, shape, execute)
+    encoder: Encoder = registry.opener(path).open_program(path, threads)
+    return encoder
 
 
 def _check_pixels(pixels: NDArray[np.generic]) -> None:
@@ -160,12 +140,3 @@ def _check_pixels(pixels: NDArray[np.generic]) -> None:
 
 # Resampling filters overshoot by rounding alone; more is a wrong range.
 _SLACK = 1e-3
-_ONNX_ERRORS = (
-    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
-    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
-)
-_OPENERS: dict[str, Callable[[Path, int], Encoder]] = {".onnx": _open_onnx}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from mobileclip.formats import onnx
 from mobileclip.formats.contract import (
     Bank,
     Contract,
@@ -17,6 +16,7 @@ from mobileclip.formats.contract import (
     TensorSpec,
     TextContract,
 )
+from mobileclip.formats.programs import versions
 from mobileclip.formats.tokenizer import CLEANING, PAD_ID
 from mobileclip.formats.towers import (
     IMAGE_INPUT,
@@ -53,7 +53,7 @@ def agree(
         image=_image(clip), text=_text(clip), programs=list(programs), prompt_banks=list(prompt_banks),
         files=list(files),
         lineage=Lineage(student_sha256=clip.sha256, dataset_sha256=dataset_sha256, card=clip.card),
-        versions=onnx.versions(),
+        versions=versions(sorted({program.format for program in programs})),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """export: write the student's towers for the phone runtimes, prove each in its runtime, publish with a contract."""
 
+import functools
 import itertools
 import json
 import tempfile
@@ -48,12 +49,14 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     page = shipping.page_files(config)
     clip = load_student(student)
     content = manifest.read(data)
-    samples = _draw(config, data, content)
+    samples = _draw(data, content, config.split, config.samples, key="split")
     towers = split(clip)
-    reference = proof.refer(clip, samples)
+    reference = _refer(config, clip, samples)
     with tempfile.TemporaryDirectory(prefix="mobileclip-export-") as name:
         folder = Path(name)
-        written = programs.build(config, towers, reference, folder)
+        written = programs.build(
+            config, towers, reference, folder, calibrate=functools.partial(_calibration, config, clip, data, content)
+        )
         banks, bank_files = shipping.prompt_banks(config, clip, reference, data, content, folder)
         files = _write_sides(clip, reference, written, bank_files, folder)
         agreed = terms.agree(clip, written, files, dataset_sha256=content.digest(), prompt_banks=banks)
@@ -83,19 +86,36 @@ def load_student(student: str) -> Clip:
     return clip
 
 
-def _draw(config: Export, data: str, content: Manifest) -> list[Sample]:
-    """The first samples of the split: shards are ordered by a hash of the picture, so this is a random draw."""
-    samples = list(itertools.islice(read_samples(data, content, config.split), config.samples))
+def _draw(data: str, content: Manifest, split_name: str, count: int, *, key: str) -> list[Sample]:
+    """The first samples of a split: shards are ordered by a hash of the picture, so this is a random draw."""
+    samples = list(itertools.islice(read_samples(data, content, split_name), count))
     if len(samples) < 2:
-        raise DataError(f"export.split: '{config.split}' has {len(samples)} samples in '{data}', want at least 2.")
+        raise DataError(f"export.{key}: '{split_name}' has {len(samples)} samples in '{data}', want at least 2.")
     return samples
+
+
+def _refer(config: Export, clip: Clip, samples: Sequence[Sample]) -> Reference:
+    return proof.refer(clip, samples, class_field=config.zero_shot_field, template=config.zero_shot_template)
+
+
+def _calibration(config: Export, clip: Clip, data: str, content: Manifest) -> Reference:
+    """Samples that calibrate int8 programs: those of the proof must not."""
+    split_name, count = config.calibration_split, config.calibration_samples
+    samples = _draw(data, content, split_name, count + config.samples, key="calibration_split")
+    if split_name == config.split:
+        samples = samples[config.samples :]
+    if len(samples) < 2:
+        raise DataError(
+            f"export.calibration_split: '{split_name}' has no samples beyond the {config.samples} of the proof."
+        )
+    return _refer(config, clip, samples[:count])
 
 
 def _write_sides(
     clip: Clip, reference: Reference, written: Sequence[Program], banks: Sequence[Path], folder: Path
 ) -> list[File]:
     """Everything beside the programs."""
-    paths = [golden.write(clip, folder), *banks]
+    paths = [golden.write(clip, folder), *banks, *folder.glob(programs.LAYERS_FILE)]
     if has_clip_tokenizer(clip):
         paths += tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)
     else:
@@ -116,10 +136,12 @@ def _time(
     eager = {"image": towers.image, "text": latency.EagerText(clip.model)}
     timings: dict[str, Any] = {tower: {} for tower in programs.TOWERS}
     for tower, threads in itertools.product(programs.TOWERS, THREADS if config.latency_runs else ()):
-        paths = {p.path: folder / p.path for p in written if p.tower == tower}
+        paths = {p.path: folder / p.path for p in written if p.tower == tower and p.executed}
         timings[tower][f"threads_{threads}"] = latency.measure(
             paths, eager[tower], reference.inputs(tower)[:1], rounds=config.latency_runs, threads=threads
         )
+    if config.latency_runs:
+        timings["load"] = {p.path: latency.resources(folder / p.path) for p in written if p.executed}
     return timings
 
 

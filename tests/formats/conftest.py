@@ -25,11 +25,11 @@ def samples():
 
 def pattern_samples(count):
     """Striped pictures with captions."""
-    words = ("red", "green", "blue", "striped", "dark", "bright", "wide", "narrow", "calm", "wild")[:count]
+    words = ("red", "green", "blue", "striped", "dark", "bright", "wide", "narrow", "calm", "wild")
     pixels = (patterned_images(count, 80, seed=1) * 255).round().to(torch.uint8)
     return [
-        Sample(f"{index:03d}", _png(picture), {"captions": [f"a {word} pattern", "unused"]})
-        for index, (picture, word) in enumerate(zip(pixels, words, strict=True))
+        Sample(f"{index:03d}", _png(picture), {"captions": [f"a {words[index % len(words)]} pattern", "unused"]})
+        for index, picture in enumerate(pixels)
     ]
 
 

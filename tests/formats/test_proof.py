@@ -1,5 +1,7 @@
 """The figures that decide, against hand calculations; programs that are wrong are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,34 @@ def _lookup(reference, tower):
     pairs = zip(reference.inputs(tower), reference.features(tower), strict=True)
     table = {row.tobytes(): features for row, features in pairs}
     return lambda rows: np.stack([table[row.tobytes()] for row in rows])
+
+
+def test_zero_shot_against_a_hand_count(clip, samples):
+    """A text program that answers every prompt with the first class's embedding is right for that class alone."""
+    labeled = [replace(s, metadata={**s.metadata, "kind": "xyz"[i % 3] if i else ""}) for i, s in enumerate(samples)]
+    reference = proof.refer(clip, labeled, class_field="kind", template="a {} picture")
+    assert reference.labels.tolist() == [-1, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    wanted = clip.encode_text(["a x picture", "a y picture", "a z picture"]).numpy()
+    np.testing.assert_allclose(reference.class_features, wanted, atol=1e-6)
+    guesses = (reference.image_features @ wanted.T).argmax(1)[1:]
+    own = float((guesses == reference.labels[1:]).mean())
+    first = {row.tobytes(): wanted[0] for row in reference.class_tokens}
+    known = dict(zip((row.tobytes() for row in reference.tokens), reference.text_features, strict=True))
+    figures = proof.prove(
+        lambda rows: np.stack([(first | known)[row.tobytes()] for row in rows]), "text", reference
+    )  # fmt: skip
+    assert figures["zero_shot/student"] == pytest.approx(own)
+    assert figures["zero_shot/program"] == pytest.approx(3 / 9)
+    assert figures["zero_shot/change"] == pytest.approx(3 / 9 - own)
+    assert figures["zero_shot/change_low"] <= figures["zero_shot/change"] <= figures["zero_shot/change_high"]
+    assert figures["recall/change"] == 0
+
+
+def test_without_classes_there_is_no_zero_shot_figure(reference):
+    figures = proof.prove(_lookup(reference, "image"), "image", reference)
+    assert not [name for name in figures if name.startswith("zero_shot")]
+
+
+def test_refusal_names_the_worst_layers():
+    with pytest.raises(ExportError, match=r"lose most: stem/Conv 0\.2, head/Gemm 0\.1; nothing"):
+        proof.check("x.onnx", {"error": 1, "cosine_min": 0.5}, 0.25, layers="stem/Conv 0.2, head/Gemm 0.1")

@@ -73,7 +73,7 @@ def test_wider_integers_are_taken(exported, reference):
 
 def test_unknown_files(tmp_path, exported):
     (tmp_path / "image.bin").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"'image\.bin' is of no known format, want \.onnx"):
+    with pytest.raises(DataError, match=r"'image\.bin' is of no known format, want \.mlpackage, \.onnx"):
         runtime.load(tmp_path / "image.bin")
     with pytest.raises(DataError, match="no onnx text program in int4"):
         runtime.load(exported, text="int4")
@@ -88,3 +88,16 @@ def test_replaced_program_is_refused(exported, tmp_path):
     (tmp_path / "text.float32.onnx").write_bytes((exported / "text.float16.onnx").read_bytes())
     with pytest.raises(IntegrityError, match=r"text\.float32\.onnx: sha256"):
         runtime.load(tmp_path)
+
+
+def test_fixed_batches_are_filled_and_cut(tmp_path):
+    seen = []
+
+    def execute(rows):
+        seen.append(len(rows))
+        return rows.astype(np.float32)
+
+    encode = runtime.Encoder("text", tmp_path, (2,), execute, 4)
+    rows = np.arange(12, dtype=np.int32).reshape(6, 2)
+    np.testing.assert_array_equal(encode(rows), rows)
+    assert seen == [4, 4]

@@ -233,7 +233,8 @@ def test_a_sweep_is_submitted_with_its_students(call, api, tmp_path, capsys):
     assert call("--students", str(file), pipeline="sweep") == 0
     (run,) = api[1].runs.values()
     given = run["runtime_config"]["parameters"]
-    assert given["students"] == ["small", "large"]
+    assert [student["title"] for student in given["students"]] == ["small", "large"]
+    assert all(student["place"].endswith(f"/sweep/{student['title']}") for student in given["students"])
     assert given["variants"] == {"small": {"training": {"steps": 3}}, "large": {}}
     assert call(pipeline="sweep") == 2
     assert capsys.readouterr().err == "error: students: missing, want a file of students.\n"

@@ -211,9 +211,9 @@ def test_damaged_and_foreign_checkpoints(data, student, tmp_path):
     out = tmp_path / "out"
     cases = [
         (tmp_path / "empty", DataError, "no checkpoint"),
-        (checkpoint("cut", weights[:-1000]), DataError, "does not fit the architecture"),
+        (checkpoint("cut", weights[:-1000]), DataError, "is damaged or holds no weights"),
         (checkpoint("flipped", bytes(flipped)), IntegrityError, "their card promises"),
-        (checkpoint("junk", b"not safetensors"), DataError, "does not fit the architecture"),
+        (checkpoint("junk", b"not safetensors"), DataError, "is damaged or holds no weights"),
         (tmp_path / "foreign", ConfigError, "captioner"),
     ]
     for folder, error, sentence in cases:

@@ -1,0 +1,32 @@
+"""LiteRT programs. The converter's pins conflict with this project's, so it works in an environment of its own."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from mobileclip.formats import environment
+from mobileclip.formats.job import Job, Written, trace
+
+BATCH = 1
+ENVIRONMENT = "litert"
+_WORKER = Path(__file__).with_name("litert_worker.py")
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides the bytes of a program."""
+    locked = environment.requirements(ENVIRONMENT).read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split()[0].split("==") for line in locked if "==" in line.split(" ")[0])
+    return {name: pins[name] for name in ("litert-torch", "litert-converter", "ai-edge-quantizer")}
+
+
+def write(job: Job) -> Written:
+    """Trace the tower here, convert and quantize it in the converter's environment."""
+    with tempfile.TemporaryDirectory(prefix="mobileclip-litert-") as name:
+        exchange = Path(name)
+        torch.export.save(trace(job.module, job.example, batch=BATCH), exchange / "traced.pt2")
+        request = {"names": list(job.names), "precision": job.precision}
+        environment.run(ENVIRONMENT, _WORKER, request, exchange)
+        shutil.copyfile(exchange / "program.tflite", job.path)
+    return Written({"batch": BATCH})

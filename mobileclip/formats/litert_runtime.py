@@ -1,0 +1,39 @@
+"""Run LiteRT programs in the real runtime."""
+
+from pathlib import Path
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from mobileclip.errors import DataError
+from mobileclip.formats.runtime import Encoder, Floats
+
+
+def open_program(path: Path, threads: int) -> Encoder:
+    """Load a `.tflite` file.
+
+    Args:
+        path: The program.
+        threads: Of this program; 0 = the runtime's choice.
+
+    Raises:
+        DataError: The runtime refuses the file.
+    """
+    try:
+        interpreter = Interpreter(str(path), num_threads=threads or None)
+        runner = interpreter.get_signature_runner()
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"programs: LiteRT refuses '{path.name}': {' '.join(str(error).split())[:200]}.") from None
+    details = runner.get_input_details()
+    if list(details) not in (["image"], ["text"]):
+        raise DataError(f"programs: '{path.name}' has inputs {list(details)}, want one input, 'image' or 'text'.")
+    name = next(iter(details))
+    sizes = [int(size) for size in details[name]["shape"]]
+
+    def execute(rows: NDArray[np.generic]) -> Floats:
+        # The runner reads its interpreter through a weak reference.
+        result: Floats = next(iter(runner(**{name: rows}).values())) if interpreter else np.empty(0, np.float32)
+        return result
+
+    return Encoder(name, path, tuple(sizes[1:]), execute, sizes[0])

@@ -1,0 +1,111 @@
+"""The program formats: one row says what a format is called, needs, can hold, and which module writes and opens it.
+
+Reading the table loads neither torch nor a runtime.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import PurePath
+from types import ModuleType
+
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.formats.contract import Tower
+
+
+@dataclass(frozen=True)
+class Format:
+    """One program format.
+
+    Attributes:
+        name: As in `export.formats`.
+        suffix: Of its files, with the dot.
+        module: Module below `mobileclip.formats` with `write(job)`.
+        opener: Module below `mobileclip.formats` with `open_program(path, threads)`.
+        extra: Extra of the project that installs it.
+        packages: Import names that must be there, in writing and in running.
+        precisions: What each tower can be written in.
+        executed: Whether its own runtime runs it here; otherwise it is emulated operation by operation.
+        batch: Rows per call; 0 = any.
+        environment: Name of the environment its exporter runs in; empty = this one.
+    """
+
+    name: str
+    suffix: str
+    module: str
+    opener: str
+    extra: str
+    packages: tuple[str, ...]
+    precisions: Mapping[Tower, tuple[str, ...]]
+    executed: bool = True
+    batch: int = 0
+    environment: str = ""
+
+
+FORMATS: dict[str, Format] = {
+    row.name: row
+    for row in (
+        Format(
+            "onnx", ".onnx", "onnx", "onnx_runtime", "export", ("onnx", "onnxruntime", "onnxscript"),
+            {"image": ("float32", "float16", "int8_static", "int8_weights"),
+             "text": ("float32", "float16", "int8", "int8_weights")},
+        ),
+        Format(
+            "executorch", ".pte", "executorch", "executorch_runtime", "executorch", ("executorch", "torchao"),
+            # Half precision of the image tower is beyond its budget in this runtime's own kernels.
+            {"image": ("float32", "int8_static"), "text": ("float32", "float16", "int8")}, batch=1,
+        ),
+        Format(
+            "litert", ".tflite", "litert", "litert_runtime", "litert", ("ai_edge_litert",),
+            {"image": ("float32", "float16", "int8_weights"),
+             "text": ("float32", "float16", "int8", "int8_weights")},
+            batch=1, environment="litert",
+        ),
+        Format(
+            "coreml", ".mlpackage", "coreml", "coreml_interpreter", "coreml", ("coremltools",),
+            {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
+            executed=False, batch=1,
+        ),
+    )
+}  # fmt: skip
+
+
+def require(name: str) -> Format:
+    """A format whose packages are all here.
+
+    Raises:
+        ConfigError: With the line that installs what is missing.
+    """
+    row = FORMATS[name]
+    missing = [package for package in row.packages if find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"export.formats: '{name}' needs the package '{missing[0]}', which is not installed; "
+            f"install it with: pip install 'mobileclip-pipelines[{row.extra}]'."
+        )
+    return row
+
+
+def writer(name: str) -> ModuleType:
+    """The module that writes the format; heavy, so loaded when it is asked for.
+
+    Raises:
+        ConfigError: A package is missing.
+    """
+    return importlib.import_module(f"mobileclip.formats.{require(name).module}")
+
+
+def opener(path: PurePath) -> ModuleType:
+    """The module that opens a program, by the suffix of its path.
+
+    Raises:
+        DataError: No format has that suffix.
+        ConfigError: A package is missing.
+    """
+    for row in FORMATS.values():
+        if path.suffix == row.suffix:
+            require(row.name)
+            return importlib.import_module(f"mobileclip.formats.{row.opener}")
+    known = ", ".join(sorted(row.suffix for row in FORMATS.values()))
+    raise DataError(f"programs: '{path.name}' is of no known format, want {known}.")

@@ -1,0 +1,118 @@
+"""Core ML packages, built here and evaluated operation by operation: Core ML itself runs on Apple systems alone."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mobileclip.config import Export
+from mobileclip.errors import DataError
+from mobileclip.formats import coreml_interpreter, programs
+from mobileclip.formats.contract import digest
+from mobileclip.formats.proof import relative_error
+from mobileclip.formats.runtime import load_program
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("coreml")
+
+
+@pytest.fixture(scope="module")
+def written(towers, reference, folder):
+    section = Export(formats=["coreml"], precisions=["float16", "int8_weights"])
+    return {program.path: program for program in programs.build(section, towers, reference, folder)}
+
+
+def test_packages_compute_the_student(written, folder, reference):
+    for program in written.values():
+        got = load_program(folder / program.path)(reference.inputs(program.tower))
+        limit = 0.02 if program.precision == "float16" else 0.25
+        error = relative_error(got, reference.features(program.tower))
+        assert 1e-5 < error < limit  # rounding to float16 leaves a trace
+        assert not program.executed
+
+
+def test_interface_is_the_contracts(written, folder, clip):
+    import coremltools
+
+    for program in written.values():
+        spec = coremltools.utils.load_spec(str(folder / program.path))
+        given, result = spec.description.input[0], spec.description.output[0]
+        assert (given.name, result.name) == (program.tower, f"{program.tower}_features")
+        if program.tower == "image":
+            assert (given.type.imageType.width, given.type.imageType.height) == (64, 64)
+            assert given.type.imageType.colorSpace == spec.description.input[0].type.imageType.ColorSpace.Value("RGB")
+        else:
+            assert list(given.type.multiArrayType.shape) == [1, clip.tokenizer([""]).shape[1]]
+
+
+def test_int8_halves_float16(written):
+    for tower in ("image", "text"):
+        assert written[f"{tower}.int8_weights.mlpackage"].bytes < 0.7 * written[f"{tower}.float16.mlpackage"].bytes
+
+
+def test_same_bytes_again(written, towers, reference, folder, tmp_path):
+    item = programs.Plan("image", "coreml", "float16")
+    example = torch.from_numpy(reference.pixels[:2])
+    programs.write(item, Export(), towers, example=example, folder=tmp_path, calibrate=lambda: reference)
+    assert digest(tmp_path / item.file_name) == digest(folder / item.file_name)
+
+
+def test_package_names_no_machine(written, folder):
+    for path in (folder / "image.float16.mlpackage").rglob("*"):
+        if path.is_file():
+            assert b"site-packages" not in path.read_bytes()
+    assert json.loads((folder / "image.float16.mlpackage" / "Manifest.json").read_text())["rootModelIdentifier"]
+
+
+def test_damaged_and_foreign_packages(written, folder, tmp_path):
+    (tmp_path / "empty.mlpackage").mkdir()
+    with pytest.raises(DataError, match=r"'empty\.mlpackage' is no readable Core ML package"):
+        load_program(tmp_path / "empty.mlpackage")
+
+
+def _run(kind, result, **inputs):
+    return coreml_interpreter.OPERATIONS[kind]({**inputs, "types": [result]})
+
+
+def test_operations_against_torch():
+    """The ones with a rule of their own, against another definition of each."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 9, 7, generator=generator)
+    weight, bias = torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, generator=generator)
+    padded = torch.constant_pad_nd(x, (2, 1, 1, 0))
+    got = _run(
+        "conv", torch.float32, x=x, weight=weight, bias=bias, strides=torch.tensor([2, 1]), pad_type="custom",
+        pad=torch.tensor([1, 0, 2, 1]), groups=torch.tensor(2),
+    )  # fmt: skip
+    torch.testing.assert_close(got, F.conv2d(padded, weight, bias, stride=(2, 1), groups=2))
+    gamma, beta = torch.randn(7, generator=generator), torch.randn(7, generator=generator)
+    got = _run("layer_norm", torch.float32, x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=1e-5)
+    torch.testing.assert_close(got, F.layer_norm(x, (7,), gamma, beta, 1e-5))
+    index = torch.tensor([[2, 0], [1, 2]])
+    torch.testing.assert_close(_run("gather", x.dtype, x=x, indices=index, axis=2), x[:, :, index])
+    got = _run(
+        "slice_by_index", x.dtype, x=x, begin=[0, 1, 0, 3], end=[2, 5, 0, 0], stride=[1, 2, 1, 1],
+        end_mask=[False, False, True, False], squeeze_mask=[False, False, False, True],
+    )  # fmt: skip
+    torch.testing.assert_close(got, x[:, 1:5:2, :, 3])
+    quantized, scale = torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), torch.tensor([0.5, 2.0])
+    got = _run("constexpr_affine_dequantize", torch.float32, quantized_data=quantized, scale=scale,
+               zero_point=torch.tensor([1, 0], dtype=torch.int8), axis=0)  # fmt: skip
+    torch.testing.assert_close(got, torch.tensor([[0.0, -1.5], [6.0, 8.0]]))
+
+
+def test_unknown_operation_is_named():
+    op = SimpleNamespace(op_type="fly", inputs={}, outputs=[])
+    with pytest.raises(DataError, match="the Core ML operation 'fly' cannot be emulated"):
+        coreml_interpreter.evaluate(SimpleNamespace(operations=[op], outputs=[]), {})
+
+
+def test_results_are_rounded_to_their_type(written, folder, reference):
+    """A program in float16 evaluated without rounding would be nearer to the student than the phone is."""
+    got = load_program(folder / "text.float16.mlpackage")(reference.tokens)
+    assert np.abs(got - reference.text_features).max() > 1e-5

@@ -1,0 +1,60 @@
+"""LiteRT programs: converted in the converter's own environment, executed in the real runtime."""
+
+import numpy as np
+import pytest
+
+from mobileclip.config import Export
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.formats import environment, litert, programs
+from mobileclip.formats.proof import relative_error
+from mobileclip.formats.runtime import load_program
+
+LIMITS = {"float32": 1e-5, "int8": 0.25, "int8_weights": 0.25}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("litert")
+
+
+@pytest.fixture(scope="module")
+def written(towers, reference, folder):
+    environment.make("litert")
+    section = Export(formats=["litert"], precisions=["float32", "int8"])
+    return {program.path: program for program in programs.build(section, towers, reference, folder)}
+
+
+def test_programs_equal_the_student_in_the_runtime(written, folder, clip, reference):
+    assert set(written) == {"image.float32.tflite", "text.float32.tflite", "text.int8.tflite"}
+    for program in written.values():
+        got = load_program(folder / program.path, threads=1)(reference.inputs(program.tower))
+        assert got.shape == (len(reference.uids), clip.embed_dim)
+        assert relative_error(got, reference.features(program.tower)) < LIMITS[program.precision]
+        assert program.executed
+
+
+def test_int8_is_a_quarter_of_the_size(written):
+    assert written["text.int8.tflite"].bytes < 0.3 * written["text.float32.tflite"].bytes
+
+
+def test_damaged_program_is_refused(written, folder, tmp_path):
+    path = tmp_path / "image.tflite"
+    path.write_bytes((folder / "image.float32.tflite").read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"LiteRT refuses 'image\.tflite'"):
+        load_program(path)
+
+
+def test_any_number_of_rows(written, folder, reference):
+    encode = load_program(folder / "image.float32.tflite", threads=1)
+    np.testing.assert_array_equal(encode(reference.pixels[:3])[1], encode(reference.pixels[1:2])[0])
+
+
+def test_versions_are_the_locked_ones():
+    assert litert.versions()["litert-torch"] == "0.10.0"
+
+
+def test_without_the_environment_nothing_starts(monkeypatch, tmp_path, towers, reference):
+    monkeypatch.setenv("MOBILECLIP_ENVIRONMENTS", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="mobileclip environment litert"):
+        programs.build(Export(formats=["litert"]), towers, reference, tmp_path)
+    assert not list(tmp_path.iterdir())
