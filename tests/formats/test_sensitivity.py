@@ -22,7 +22,7 @@ def error_of():
 
 @pytest.mark.parametrize(
     ("budget", "keep"),
-    [(0.6, []), (0.3, ["b"]), (0.2, ["b", "d"]), (0.05, ["b", "d", "e"]), (0.02, ["b", "d", "e", "c"])],
+    [(0.7, []), (0.3, ["b"]), (0.2, ["b", "d"]), (0.05, ["b", "d", "e"]), (0.02, ["b", "d", "e", "c"])],
 )
 def test_fewest_layers_that_meet_the_budget(error_of, budget, keep):
     choice = choose(list(LOSS), error_of, budget=budget, most=1.0)
