@@ -7,6 +7,7 @@ student at another resolution sees the same relative shift as the teacher did. E
 does not depend on the instruction set, unlike tensor resizing.
 """
 
+import functools
 import hashlib
 import math
 
@@ -90,7 +91,10 @@ def _replay(image: Image.Image, view: np.ndarray, size: int, interpolation: str)
 
 
 def magnitude(op: str, signed_bin: int, size: int) -> float:
-    """Strength of an operation at a bin of torchvision's RandAugment table (31 bins), without its float32 rounding.
+    """Strength of an operation at a bin of torchvision's RandAugment table (31 bins).
+
+    Its float32 rounding is kept where it decides a pixel as torchvision would, and left out where a value is cut to a
+    whole number or compared with pixels.
 
     Args:
         op: A name of `OPS`.
@@ -98,21 +102,25 @@ def magnitude(op: str, signed_bin: int, size: int) -> float:
         size: Side of the picture in pixels (translations are shares of it).
     """
     bin_, sign = abs(signed_bin), -1.0 if signed_bin < 0 else 1.0
-    share = bin_ / (NUM_BINS - 1)
     if op in {"ShearX", "ShearY"}:
-        return sign * 0.3 * share
+        return sign * _table(0.3)[bin_]
     if op in {"TranslateX", "TranslateY"}:
         # One division, so that a whole number of pixels comes out whole: it is cut to an integer later.
         return sign * (150 * size * bin_) / (331 * (NUM_BINS - 1))
     if op == "Rotate":
-        return sign * 30.0 * share
+        return sign * _table(30.0)[bin_]
     if op in {"Brightness", "Color", "Contrast", "Sharpness"}:
-        return sign * 0.9 * share
+        return sign * _table(0.9)[bin_]
     if op == "Posterize":
         return float(8 - round(bin_ / ((NUM_BINS - 1) / 4)))
     if op == "Solarize":
         return 255.0 / (NUM_BINS - 1) * (NUM_BINS - 1 - bin_)  # 8.5 a bin, exact: pixels are compared with it
     return 0.0
+
+
+@functools.cache
+def _table(most: float) -> list[float]:
+    return torch.linspace(0.0, most, NUM_BINS).tolist()  # type: ignore[no-any-return]
 
 
 def apply_operation(image: Image.Image, op: str, strength: float) -> Image.Image:
