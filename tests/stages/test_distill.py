@@ -173,7 +173,7 @@ def test_wrong_sections_stop_with_a_sentence(tiny_reinforced, tiny_data, tmp_pat
             {"model": "ViT-B-99"},
             tiny_reinforced,
             ConfigError,
-            r"^model: unknown architecture 'ViT-B-99', want an open_clip name or one of ",
+            r"^model: unknown architecture 'ViT-B-99', want an open_clip name, timm:IMAGE\+TEXT or one of ",
         ),
     ):
         with pytest.raises(error, match=match):
