@@ -82,7 +82,9 @@ def test_equal_to_open_clip(original, corpus, answers, kind):
 def test_vectors_are_those_of_the_export(original, answers, tmp_path):
     tokenizer.write(original, tmp_path)
     rows = json.loads((tmp_path / tokenizer.VECTORS_FILE).read_text(encoding="utf-8"))
-    assert [row["ids"] for row in rows if not row["mojibake"]] == answers["vectors"]
+    # Up to the end token, as SCRIPT gives them: a text may spell that token itself.
+    wanted = [row["ids"][: row["ids"].index(49407) + 1] for row in rows if not row["mojibake"]]
+    assert wanted == answers["vectors"]
     assert len(rows) > 45
     python = tokenizer.load(tmp_path)([row["text"] for row in rows])
     assert [ids[ids != 0].tolist() for ids in python] == [[i for i in row["ids"] if i] for row in rows]
