@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mobileclip import __version__, config, manifest
 from mobileclip.__main__ import TOOLS, main
 from mobileclip.chain import CHAIN
+from mobileclip.config import Optimizer, Teacher, Training
 from mobileclip.params_file import render
 from tests.stages import shapes
 
@@ -68,7 +71,8 @@ class TestHelp:
         assert done.stdout.splitlines()[-1] == "[]"
 
     @pytest.mark.parametrize("stage", [row.stage for row in CHAIN])
-    def test_of_a_stage_shows_every_key_input_and_default(self, capsys, params, stage):
+    def test_of_a_stage_shows_every_key_input_and_default(self, capsys, monkeypatch, params, stage):
+        monkeypatch.setenv("COLUMNS", "400")  # a meaning that is broken between columns is not found below
         code, out, _ = _main(capsys, stage, "--params", params, "--help")
         assert code == 0
         row = next(row for row in CHAIN if row.stage == stage)
@@ -234,22 +238,13 @@ class TestWrongInputs:
             )
 
 
-TEACHERS = """  teachers:
-    - name: t
-      model: tiny-mci
-      image_weights: ""
-      text_weights: ""
-      lock: false
-      training:
-        steps: 1
-        batch_size: 4
-        ema_decay: 0.0
-        precision: float32
-        workers: 0
-        log_every: 1
-        checkpoint_every: 0
-        optimizer:
-          {lr: 0.001, lr_end: 0.0, warmup_steps: 0, weight_decay: 0, beta1: 0.9, beta2: 0.9, eps: 0.1, grad_clip: 1}"""
+TEACHER = Teacher(
+    name="t", model="tiny-mci",
+    training=Training(
+        steps=1, batch_size=4, workers=0, log_every=1, checkpoint_every=0, optimizer=Optimizer(warmup_steps=0)
+    ),
+).model_dump(mode="json")  # fmt: skip
+TEACHERS = textwrap.indent(yaml.safe_dump({"teachers": [TEACHER]}, sort_keys=False), "  ").rstrip()
 
 
 class TestOverrides:
