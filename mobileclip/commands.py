@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mobileclip import storage
+from mobileclip import parallel, storage
 from mobileclip.chain import CHAIN, Step, step
 from mobileclip.config import Params, Section, check_section, read_params
 from mobileclip.entry import is_current, run_stage
@@ -40,7 +40,7 @@ def stage(name: str, arguments: list[str]) -> int:
     fan_out = {"group": chosen.group, "num_groups": chosen.num_groups, "merge": chosen.merge}
     asked = chosen.merge or (chosen.group, chosen.num_groups) != (0, 1)
     metrics = run_stage(name, config, out=chosen.out, options=fan_out if asked else None, **inputs)
-    if int(os.environ.get("RANK", "0") or 0) == 0:
+    if parallel.rank() == 0:
         _print_metrics(name, metrics)
     return _exit_code(name, metrics)
 
@@ -95,22 +95,6 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def convert(arguments: argparse.Namespace) -> int:
-    """Write a dataset as DataCompDR tars, or read such tars; which of both, the folder says."""
-    from mobileclip import convert as conversion
-
-    report = conversion.convert(arguments.data, out=arguments.out, options=vars(arguments))
-    sys.stdout.write(json.dumps(report, indent=2, sort_keys=True) + "\n")
-    return 0
-
-
-def plan(arguments: argparse.Namespace) -> int:
-    """Print what a reinforced dataset costs."""
-    from mobileclip import plan_command
-
-    return plan_command.run(arguments)
-
-
 def models(_: argparse.Namespace) -> int:
     """List the architectures."""
     from mobileclip.models.listing import HEADINGS, describe_models
@@ -157,115 +141,6 @@ def explain(arguments: argparse.Namespace) -> int:
     from mobileclip.promotion import log
 
     Console().print(tables.render_all(log.explain(arguments.model, arguments.version)))
-    return 0
-
-
-def bundle(arguments: argparse.Namespace) -> int:
-    """Bundle an export, or check a bundle: every checksum, the contract, nothing beside what is listed."""
-    from mobileclip.formats import bundle as bundles
-
-    path = Path(arguments.path)
-    if path.suffix == bundles.SUFFIX:
-        agreed = bundles.verify(path)
-        sys.stdout.write(f"{path.name}: whole; {agreed.model}, {len(agreed.programs)} programs\n")
-        return 0
-    from mobileclip.formats import web
-
-    extra = web.members() if arguments.page else {}
-    written = bundles.write(path, Path(arguments.out or path), version=arguments.version, extra=extra)
-    sys.stdout.write(f"{storage.digest_file(written)}  {written}\n")
-    return 0
-
-
-def page(arguments: argparse.Namespace) -> int:
-    """Serve a bundle's page until interrupted."""
-    from mobileclip.formats import serve
-
-    with serve.serving(arguments.path, host=arguments.host, port=arguments.port) as server:
-        sys.stdout.write(f"{serve.address(server)}   (Ctrl-C ends)\n")
-        sys.stdout.flush()
-        server.serve_forever()
-    return 0
-
-
-def score(arguments: argparse.Namespace) -> int:
-    """Print retrieval and zero-shot scores of exported programs, and their difference to PyTorch."""
-    from mobileclip import manifest
-    from mobileclip.formats import load
-    from mobileclip.formats import score as scoring
-    from mobileclip.models import zoo
-
-    programs = load(arguments.path, image=arguments.image, text=arguments.text, format=arguments.format)
-    student = zoo.load("trained:student", trained=arguments.student) if arguments.student else None
-    content = manifest.read(arguments.data)
-    found = scoring.score(programs, arguments.data, content, read_params(arguments.params).evaluate, student=student)
-    if arguments.out:
-        storage.write_bytes(arguments.out, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
-    Console(width=max(130, Console().width)).print(scoring.render(found))
-    return 0
-
-
-def publish(arguments: argparse.Namespace) -> int:
-    """Write folders into a DVC remote, and a pointer for git beside each."""
-    from tqdm import tqdm
-
-    from mobileclip import dvc_remote
-
-    table = Table("folder", "md5", "files", "MB", "objects sent", "pointer", box=None)
-    for folder in (uri.rstrip("/") for uri in arguments.folders):
-        place = arguments.pointers or ("" if storage.is_s3(folder) else str(Path(folder).parent))
-        if not place:
-            raise ConfigError(f"publish: '{folder}' is no local folder, want --pointers, a folder for its .dvc file.")
-        with tqdm(desc=folder, unit="file", disable=None) as bar:
-            done = dvc_remote.publish(folder, remote=arguments.remote, progress=lambda _, bar=bar: bar.update())  # type: ignore[misc]
-        pointer = storage.join(place, f"{done.path}.dvc")
-        storage.write_bytes(pointer, done.pointer())
-        table.add_row(folder, done.md5, f"{done.files:,}", f"{done.size / 1e6:,.1f}", f"{done.sent:,}", pointer)
-    Console(width=max(160, Console().width)).print(table)
-    return 0
-
-
-def suite(arguments: argparse.Namespace) -> int:
-    """Score a model on the registry's tasks; what has no data is named as absent."""
-    from mobileclip.evaluation import registry, suite_table
-    from mobileclip.evaluation import suite as suites
-
-    tasks = suites.select(registry.read(arguments.registry), arguments.tasks)
-    if arguments.list:
-        Console(width=max(220, Console().width)).print(suite_table.listing(tasks))
-        return 0
-    for name in ("model", "data", "out"):
-        if not getattr(arguments, name):
-            raise ConfigError(f"suite: --{name} is missing, --help says what it is.")
-    summary = suites.run(
-        suites.load(arguments.model), tasks, data=arguments.data, out=arguments.out, require=arguments.require,
-        batch_size=arguments.batch_size, seed=arguments.seed, confidence=arguments.confidence,
-    )  # fmt: skip
-    Console(width=max(120, Console().width)).print(suite_table.render(summary))
-    sys.stdout.write(f"{suite_table.sentence(summary)}\nrows: {storage.join(arguments.out, suites.ROWS)}\n")
-    return 0
-
-
-def bench_latency(arguments: argparse.Namespace) -> int:
-    """Time students in every format and precision, in one interleaved run."""
-    from mobileclip import tables
-    from mobileclip.formats import bench
-
-    rows = bench.compare(
-        arguments.students, formats=arguments.formats, precisions=arguments.precisions, threads=arguments.threads,
-        rounds=arguments.rounds,
-    )  # fmt: skip
-    Console(width=max(150, Console().width)).print(tables.render(rows))
-    if arguments.out:
-        storage.write_bytes(arguments.out, (json.dumps(rows, indent=2) + "\n").encode())
-    return 0
-
-
-def environment(arguments: argparse.Namespace) -> int:
-    """Make an exporter's own environment."""
-    from mobileclip.formats import environment as environments
-
-    sys.stdout.write(f"{environments.make(arguments.name)}\n")
     return 0
 
 

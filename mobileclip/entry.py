@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import json
 import logging
-import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,12 +58,13 @@ def run_stage(
         MobileClipError: With one sentence that names the key, the value got and what is wanted.
     """
     checked = check_section(stage, config)
-    if _processes() > 1 and stage not in TOGETHER:
-        raise ConfigError(f"{stage}: got {_processes()} processes, only {', '.join(TOGETHER)} train on several.")
+    processes = parallel.world_size()
+    if processes > 1 and stage not in TOGETHER:
+        raise ConfigError(f"{stage}: got {processes} processes, only {', '.join(TOGETHER)} train on several.")
     named = _check_inputs(stage, inputs)
     chosen = _check_options(stage, options or {})
     target = str(out)
-    first = int(os.environ.get("RANK", "0") or 0) == 0  # of the processes that `torchrun` started
+    first = parallel.rank() == 0  # of the processes that `torchrun` started
     if first and not is_current(stage, checked, target, named):
         # Were this run to end half-way, the old record would vouch for files that are no longer its own.
         storage.delete(storage.join(target, RECORD))
@@ -84,14 +84,9 @@ def run_stage(
     return metrics
 
 
-def _processes() -> int:
-    """Processes that `torchrun` started for this work."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1)
-
-
 def _wait() -> None:
     """Let no process look for the record before the first one has written it."""
-    if _processes() > 1:
+    if parallel.world_size() > 1:
         from mobileclip.training.world import join
 
         join().wait()

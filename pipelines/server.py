@@ -1,7 +1,8 @@
 """What is asked of a Kubeflow Pipelines API server: versions, runs, recurring runs."""
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,21 @@ import yaml
 from kfp.kubeflow_client import KubernetesBackendConfig, PipelinesClient
 from urllib3.exceptions import HTTPError
 
-from mobileclip.errors import ConfigError
+from mobileclip.errors import ConfigError, MobileClipError
 
 Documents = list[dict[str, Any]]
+
+
+def answered(work: Callable[[], int]) -> int:
+    """Exit code of a command that asks the server: its own, 2 for bad input, 1 where the server refuses."""
+    try:
+        return work()
+    except MobileClipError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except kfp_server_api.ApiException as error:
+        sys.stderr.write(f"error: {_sentence(error)}\n")
+        return 1
 
 
 def connect(host: str, namespace: str = "") -> PipelinesClient:
@@ -111,6 +124,6 @@ def schedule(
     return created
 
 
-def sentence(error: kfp_server_api.ApiException) -> str:
+def _sentence(error: kfp_server_api.ApiException) -> str:
     """What an answer with an error code says, on one line."""
     return f"the server answers {error.status}: {' '.join(str(error.body).split())[:300]}"

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
-
 from mobileclip import sweep
-from mobileclip.errors import ConfigError, MobileClipError
+from mobileclip.errors import ConfigError
 from pipelines import arguments, catalog, defaults, server
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_package
@@ -28,17 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 submitted (with --wait: succeeded), 1 the run failed, 2 bad input; nothing is uploaded then.
     """
     chosen = _parser().parse_args(argv)
-    try:
-        if chosen.wait and chosen.cron:
-            raise ConfigError("wait: a recurring run never ends, want --wait or --cron.")
-        run = _submit(chosen)
-        return _wait(chosen, run) if chosen.wait else 0
-    except MobileClipError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except kfp_server_api.ApiException as error:
-        sys.stderr.write(f"error: {server.sentence(error)}\n")
-        return 1
+    return server.answered(lambda: _run(chosen))
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    if chosen.wait and chosen.cron:
+        raise ConfigError("wait: a recurring run never ends, want --wait or --cron.")
+    run = _submit(chosen)
+    return _wait(chosen, run) if chosen.wait else 0
 
 
 def _submit(chosen: argparse.Namespace) -> Any:

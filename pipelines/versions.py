@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
 import yaml
 
 from mobileclip import __version__, provenance
-from mobileclip.errors import ConfigError, MobileClipError
+from mobileclip.errors import ConfigError
 from pipelines import server
 from pipelines.catalog import PIPELINES
 
@@ -49,20 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--namespace", default="", help="your namespace, where there are several")
     parser.add_argument("--compare", nargs=2, metavar=("OLD", "NEW"), help="names of two versions")
     chosen = parser.parse_args(argv)
-    try:
-        client = server.connect(chosen.host, chosen.namespace)
-        found = server.list_versions(client, f"mobileclip-{chosen.pipeline}")
-        if chosen.compare:
-            sys.stdout.writelines(compare(*(_pick(found, name) for name in chosen.compare)))
-        else:
-            for version in found:
-                print(f"{version.created_at:%Y-%m-%d %H:%M}  {version.display_name}")
-    except MobileClipError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except kfp_server_api.ApiException as error:
-        sys.stderr.write(f"error: {server.sentence(error)}\n")
-        return 1
+    return server.answered(lambda: _show(chosen))
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    client = server.connect(chosen.host, chosen.namespace)
+    found = server.list_versions(client, f"mobileclip-{chosen.pipeline}")
+    if chosen.compare:
+        sys.stdout.writelines(compare(*(_pick(found, name) for name in chosen.compare)))
+    else:
+        for version in found:
+            print(f"{version.created_at:%Y-%m-%d %H:%M}  {version.display_name}")
     return 0
 
 

@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import boto3
+import pytest
+
+from mobileclip import storage
 
 START = """
 import sys, time
@@ -38,6 +41,13 @@ def endpoint() -> str:
 def environment() -> dict[str, str]:
     """What a process needs to speak to it."""
     return {"AWS_ENDPOINT_URL": endpoint(), **CREDENTIALS, "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
+    """Let this process speak to it, with `more` in the environment."""
+    for name, value in {**environment(), **more}.items():
+        monkeypatch.setenv(name, value)
+    storage.s3.connect.cache_clear()  # a client keeps the address it was made with
 
 
 def bucket(name: str) -> str:

@@ -32,11 +32,9 @@ def write_files(folder: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _s3(monkeypatch):
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    storage._s3.cache_clear()
+    s3.use(monkeypatch)
     yield
-    storage._s3.cache_clear()
+    storage.s3.connect.cache_clear()
 
 
 class Clone:

@@ -21,7 +21,7 @@ ONLY = {
 }
 LIGHT = (
     "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "commands", "params_file", "parallel",
-    "report",
+    "report", "tools",
 )  # fmt: skip
 HEAVY = {
     "torch",
@@ -59,6 +59,7 @@ def test_the_work_knows_nothing_of_doors_and_stages(graph):
     above = {
         "mobileclip.entry",
         "mobileclip.commands",
+        "mobileclip.tools",
         "mobileclip.__main__",
         "mobileclip.stages",
         "mobileclip.tracking",
@@ -72,7 +73,9 @@ def test_the_work_knows_nothing_of_doors_and_stages(graph):
 def test_stages_know_nothing_of_tracking_and_doors(graph):
     for stage in graph.find_children("mobileclip.stages") - {"mobileclip.stages.promote"}:
         imported = graph.find_modules_directly_imported_by(stage)
-        assert not imported & {"mobileclip.tracking", "mobileclip.entry", "mobileclip.commands"}, stage
+        assert not imported & {"mobileclip.tracking", "mobileclip.entry", "mobileclip.commands", "mobileclip.tools"}, (
+            stage
+        )
 
 
 def test_there_is_no_circle_of_imports_between_packages(graph):

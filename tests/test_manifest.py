@@ -63,7 +63,7 @@ folders = st.lists(names, min_size=1, max_size=4).map("/".join)
 
 
 @settings(deadline=None, max_examples=50)
-@given(root=st.sampled_from(["/", "/work/", "s3://bucket/"]), old=folders, new=folders, path=folders)
+@given(root=st.sampled_from(["/", "/srv/", "s3://bucket/"]), old=folders, new=folders, path=folders)
 def test_moved_manifests_name_the_same_files(root, old, new, path):
     content = Manifest(shards=[_shard(path=path)], columns=[_column(path=path)])
     old, new = root + old, root + new

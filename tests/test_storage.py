@@ -23,10 +23,7 @@ def base(request, tmp_path, monkeypatch) -> str:
     """An empty folder or prefix."""
     if request.param == "local":
         return str(tmp_path / "base")
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MOBILECLIP_CACHE", str(tmp_path / "cache"))
-    storage._s3.cache_clear()
+    s3.use(monkeypatch, MOBILECLIP_CACHE=str(tmp_path / "cache"))
     name = f"b-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]}"
     return s3.bucket(name) + "/some/prefix"
 
@@ -107,10 +104,7 @@ def test_of_twelve_writers_one_wins(base):
 
 
 def test_a_cached_download_is_fetched_once_and_checked(tmp_path, monkeypatch):
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MOBILECLIP_CACHE", str(tmp_path / "cache"))
-    storage._s3.cache_clear()
+    s3.use(monkeypatch, MOBILECLIP_CACHE=str(tmp_path / "cache"))
     uri = storage.join(s3.bucket("cache"), "x/shard.tar")
     storage.write_bytes(uri, b"data")
     digest = hashlib.sha256(b"data").hexdigest()

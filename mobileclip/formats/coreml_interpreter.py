@@ -6,7 +6,6 @@ Semantics: coremltools' MIL operation set (docstrings of `coremltools.converters
 """
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from mobileclip.errors import DataError
+from mobileclip.formats.quiet import no_logging
 from mobileclip.formats.runtime import Encoder, Floats
 
 Tensor = torch.Tensor
@@ -252,14 +252,9 @@ def _dequantize(given: dict[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with no_logging(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 _TYPES = {

@@ -9,7 +9,7 @@ from executorch.runtime import Runtime, Verification
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
-from mobileclip.formats.runtime import Encoder, Floats
+from mobileclip.formats.runtime import Encoder, Floats, refusal
 
 _INTEGERS = {3: np.int32}  # ExecuTorch's number of the type
 
@@ -30,7 +30,7 @@ def open_program(path: Path, threads: int) -> Encoder:
         program = Runtime.get().load_program(path, verification=Verification.InternalConsistency)
         method = program.load_method("forward")
     except RuntimeError as error:
-        raise DataError(f"programs: ExecuTorch refuses '{path.name}': {' '.join(str(error).split())[:200]}.") from None
+        raise refusal("ExecuTorch", path, error) from None
     if method is None:
         raise DataError(f"programs: '{path.name}' has no method 'forward'.")
     given = method.metadata.input_tensor_meta(0)

@@ -7,7 +7,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
-from mobileclip.formats.runtime import Encoder, Floats
+from mobileclip.formats.runtime import Encoder, Floats, refusal
 
 
 def open_program(path: Path, threads: int) -> Encoder:
@@ -24,7 +24,7 @@ def open_program(path: Path, threads: int) -> Encoder:
         interpreter = Interpreter(str(path), num_threads=threads or None)
         runner = interpreter.get_signature_runner()
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"programs: LiteRT refuses '{path.name}': {' '.join(str(error).split())[:200]}.") from None
+        raise refusal("LiteRT", path, error) from None
     details = runner.get_input_details()
     if list(details) not in (["image"], ["text"]):
         raise DataError(f"programs: '{path.name}' has inputs {list(details)}, want one input, 'image' or 'text'.")

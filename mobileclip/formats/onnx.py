@@ -4,11 +4,9 @@ Opset 20 is the least: below it GELU is spelled out and ONNX Runtime does not fu
 """
 
 import ast
-import contextlib
-import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from torch import nn
 from mobileclip.errors import ExportError
 from mobileclip.formats import quantize as calibrated
 from mobileclip.formats.job import Job, Written, parts
+from mobileclip.formats.quiet import no_logging
 from mobileclip.formats.sensitivity import Choice, choose
 
 NAME = "onnx"
@@ -111,7 +110,7 @@ def export(
     Raises:
         ExportError: torch gave none.
     """
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), no_logging():
         program = torch.onnx.export(
             tower, (example[:batch] if batch else example,), dynamo=True, opset_version=opset, input_names=[names[0]],
             output_names=[names[1]], dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},), verbose=False,
@@ -145,7 +144,7 @@ def quantize(model: onnx.ModelProto, *, keep: Sequence[str] = ()) -> onnx.ModelP
     products = [name for name in quantizable(prepared) if name not in keep]
     if not products:
         return prepared
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, no_logging():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(prepared, source)
         quantize_dynamic(
@@ -235,14 +234,3 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
 def _clear(part: Any) -> None:
     part.ClearField("metadata_props")
     part.ClearField("doc_string")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on each graph pass, which they write at every level up to warning."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -7,7 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
-from mobileclip.formats.runtime import Encoder, Floats
+from mobileclip.formats.runtime import Encoder, Floats, refusal
 
 _ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
@@ -38,9 +38,7 @@ def open_program(path: Path, threads: int) -> Encoder:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _ERRORS as error:
-        raise DataError(
-            f"programs: ONNX Runtime refuses '{path.name}': {' '.join(str(error).split())[:200]}."
-        ) from None
+        raise refusal("ONNX Runtime", path, error) from None
     given, output = session.get_inputs()[0], session.get_outputs()[0]
     if len(session.get_inputs()) != 1 or given.name not in {"image", "text"}:
         raise DataError(f"programs: '{path.name}' has input '{given.name}', want one input, 'image' or 'text'.")

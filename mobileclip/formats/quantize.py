@@ -4,9 +4,7 @@ Calibration takes the range of each activation over real samples that are not th
 scale per output channel.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from mobileclip.formats.quiet import no_logging
 
 LAYERS = ("Conv", "MatMul", "Gemm")
 _RANGES, _SOURCE, _TARGET = "ranges.json", "float.onnx", "int8.onnx"
@@ -43,7 +43,7 @@ class Calibrated:
         chosen = [layer for layer in self.layers if layer not in set(keep)]
         if not chosen:
             return onnx.load(self._folder / _SOURCE)
-        with _quiet():
+        with no_logging():
             quantize_static(
                 self._folder / _SOURCE, self._folder / _TARGET, self._reader, quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(LAYERS), nodes_to_quantize=chosen, per_channel=True,
@@ -105,13 +105,3 @@ class _Rows(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, Any] | None:
         """The next sample, or None."""
         return next(self._rows, None)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

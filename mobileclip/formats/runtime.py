@@ -130,6 +130,11 @@ def load_program(path: Path, *, threads: int = 0) -> Encoder:
     return encoder
 
 
+def refusal(runtime: str, path: Path, error: Exception) -> DataError:
+    """What is said of a file that a runtime does not take, with the beginning of its own reason."""
+    return DataError(f"programs: {runtime} refuses '{path.name}': {' '.join(str(error).split())[:200]}.")
+
+
 def _check_pixels(pixels: NDArray[np.generic]) -> None:
     if pixels.dtype.kind != "f":
         raise DataError(f"image: got {pixels.dtype}, want RGB divided by 255 as float32.")

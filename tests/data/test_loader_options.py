@@ -5,36 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mobileclip import manifest
-from mobileclip.data.loader import PairDataset, Recipe, batches
+from mobileclip.data.loader import PairDataset, batches
 from mobileclip.models import zoo
-from mobileclip.models.zoo import Preprocess
 from mobileclip.training.online import online_teachers, teacher_inputs
-
-PREPROCESS = Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
-
-
-def tokens(texts):
-    """Texts as bytes: every text can be read back from its tokens."""
-    return torch.tensor([list(text.encode()) + [0] * (64 - len(text.encode())) for text in texts])
-
-
-def _text(row) -> str:
-    return bytes(v for v in row.tolist() if v).decode()
-
-
-@pytest.fixture(scope="module")
-def content(tiny_reinforced):
-    return manifest.read(tiny_reinforced)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return Recipe(PREPROCESS, tokens, synthetic=("coca",), teachers=("first",), seed=3)
-
-
-def _equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+from tests.data.pairs import equal, text_of
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -64,13 +38,13 @@ def test_in_turn_every_view_and_caption_comes_once_per_round(tiny_reinforced, co
         assert len(set(views[:3])) == 3
         assert views[:3] == views[3:]
         for name in ("text", "synthetic_text"):
-            texts = [_text(item[name]) for item in items]
+            texts = [text_of(item[name]) for item in items]
             assert texts[0] != texts[1]
             assert texts[:2] == texts[2:4] == texts[4:]
-        starts.add(_text(items[0]["synthetic_text"]).startswith("one "))
+        starts.add(text_of(items[0]["synthetic_text"]).startswith("one "))
     assert starts == {True, False}  # not all samples start with the same one
     again = PairDataset(tiny_reinforced, content, replace(recipe, sequential=True))
-    assert _equal(again[4, 2], dataset[4, 2])
+    assert equal(again[4, 2], dataset[4, 2])
 
 
 def test_extra_augmentation_changes_the_students_pixels_alone(tiny_reinforced, content, recipe):
@@ -82,7 +56,7 @@ def test_extra_augmentation_changes_the_students_pixels_alone(tiny_reinforced, c
         changed += not torch.equal(one["image"], two["image"])
         assert two["image"].shape == (3, 32, 32)
         assert two["image"].dtype == torch.uint8
-        assert _equal({k: v for k, v in one.items() if k != "image"}, {k: v for k, v in two.items() if k != "image"})
+        assert equal({k: v for k, v in one.items() if k != "image"}, {k: v for k, v in two.items() if k != "image"})
         assert torch.equal(more[0, row]["image"], two["image"])
     assert changed > 8
 
@@ -107,4 +81,4 @@ def test_rows_of_a_batch(tiny_reinforced, content, recipe):
     whole = list(batches(dataset, workers=0, **given))
     parts = [list(batches(dataset, workers=w, rows=rows, **given)) for w, rows in ((0, slice(0, 4)), (1, slice(4, 7)))]
     for one, first, second in zip(whole, *parts, strict=True):
-        assert _equal(one, {name: torch.cat([first[name], second[name]]) for name in one})
+        assert equal(one, {name: torch.cat([first[name], second[name]]) for name in one})

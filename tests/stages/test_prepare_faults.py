@@ -22,18 +22,12 @@ import pytest
 from PIL import Image
 
 from mobileclip import manifest
-from mobileclip.config import Prepare
 from mobileclip.data import images
 from mobileclip.data.shards import read_samples
 from mobileclip.data.verify import verify
 from mobileclip.errors import DataError, StorageError
-from mobileclip.report import LogTracker
-from mobileclip.stages import prepare
 from tests.stages import shapes
-
-
-def _run(folder, out, **changes):
-    return prepare.run(Prepare(**changes), out=str(out), tracker=LogTracker(), source=str(folder))
+from tests.stages.preparing import run_prepare
 
 
 def _files(folder) -> dict[str, bytes]:
@@ -118,7 +112,7 @@ def _mixed(folder, kind):
 @pytest.mark.parametrize("kind", ["folder", "table", "tar"])
 def test_odd_pictures_are_kept_and_broken_ones_quarantined_with_their_reason(tmp_path, kind):
     source = _mixed(tmp_path / "source", kind)
-    metrics = _run(source, tmp_path / "out", max_bad_share=0.5, validation_share=0)
+    metrics = run_prepare(source, tmp_path / "out", max_bad_share=0.5, validation_share=0)
     assert (metrics["samples/train"], metrics["quarantined"]) == (len(_good()), len(BAD))
     content = manifest.read(str(tmp_path / "out"))
     assert content.quarantined == len(BAD)
@@ -132,7 +126,7 @@ def test_odd_pictures_are_kept_and_broken_ones_quarantined_with_their_reason(tmp
     for name, (_, reason) in BAD.items():
         assert found[Path(name).stem].startswith(reason)
     verify(str(tmp_path / "out"))
-    _run(source, tmp_path / "again", max_bad_share=0.5, validation_share=0)
+    run_prepare(source, tmp_path / "again", max_bad_share=0.5, validation_share=0)
     assert _files(tmp_path / "again") == _files(tmp_path / "out")
 
 
@@ -161,7 +155,7 @@ def test_captions_empty_of_ten_kilobytes_and_of_no_utf8(tmp_path):
     for index, (name, text) in enumerate(texts.items()):
         (source / f"{name}.png").write_bytes(shapes.draw("red", "circle", 20 + 2 * index))
         (source / f"{name}.txt").write_bytes(text)
-    metrics = _run(source, tmp_path / "out", max_bad_share=0.5, validation_share=0)
+    metrics = run_prepare(source, tmp_path / "out", max_bad_share=0.5, validation_share=0)
     assert (metrics["samples/train"], metrics["quarantined"]) == (3, 2)
     content = manifest.read(str(tmp_path / "out"))
     captions = {s.captions[0] for s in read_samples(str(tmp_path / "out"), content, "train")}
@@ -179,7 +173,7 @@ def test_hostile_names_in_tars_touch_no_file_and_stay_out_of_uids(tmp_path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     before = set(tmp_path.rglob("*")) | set(Path("/tmp").glob("evil*"))
-    metrics = _run(tmp_path / "source", tmp_path / "out", max_bad_share=0.5, validation_share=0)
+    metrics = run_prepare(tmp_path / "source", tmp_path / "out", max_bad_share=0.5, validation_share=0)
     assert metrics["samples/train"] + metrics["quarantined"] == len(names)
     assert metrics["samples/train"] >= 5
     after = set(tmp_path.rglob("*")) | set(Path("/tmp").glob("evil*"))
@@ -200,7 +194,7 @@ def clean(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
         data = _encode(noise, "PNG")
         (source / f"{index:02d}.png").write_bytes(data[:2000] if index % 20 == 7 else data)
         (source / f"{index:02d}.txt").write_text(f"noise {index}")
-    _run(source, folder / "out", **OPTIONS)
+    run_prepare(source, folder / "out", **OPTIONS)
     return source, _files(folder / "out")
 
 
@@ -214,7 +208,7 @@ def _forked(source, out, said=Path("/dev/null"), prepared=None):
         if prepared is not None:
             prepared()
         try:
-            _run(source, out, **OPTIONS)
+            run_prepare(source, out, **OPTIONS)
         except StorageError as error:
             said.write_text(str(error))
             os._exit(3)

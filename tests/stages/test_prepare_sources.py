@@ -13,33 +13,12 @@ import webdataset
 from PIL import Image
 
 from mobileclip import manifest
-from mobileclip.config import Prepare
 from mobileclip.convert import convert
 from mobileclip.data.shards import read_samples
 from mobileclip.data.verify import verify
 from mobileclip.errors import DataError
-from mobileclip.report import LogTracker
-from mobileclip.stages import prepare
 from tests.stages import shapes
-
-
-def _run(folder, out, **changes):
-    return prepare.run(Prepare(**changes), out=str(out), tracker=LogTracker(), source=str(folder))
-
-
-def _read(out):
-    content = manifest.read(str(out))
-    return {s.uid: s for s in read_samples(str(out), content, "train", "validation", "test")}
-
-
-def _pictures(folder, rows):
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, row in enumerate(rows):
-        name = row.setdefault("image", f"{index}.png")
-        if not (folder / name).exists():
-            (folder / name).write_bytes(shapes.draw("#%06x" % (index * 4099 % 2**24), "square", 20))
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+from tests.stages.preparing import read_back, run_prepare, write_table
 
 
 def _img2dataset(folder, count, shards=2, **fields):
@@ -62,19 +41,19 @@ def _img2dataset(folder, count, shards=2, **fields):
 
 def test_img2dataset_output_as_it_is(tmp_path):
     source = _img2dataset(tmp_path / "source", 5)
-    metrics = _run(source, tmp_path / "out", validation_share=0)
+    metrics = run_prepare(source, tmp_path / "out", validation_share=0)
     assert metrics["samples/train"] == 10
-    samples = _read(tmp_path / "out").values()
+    samples = read_back(tmp_path / "out").values()
     assert {s.captions[0] for s in samples} == {f"number {r} of {s}" for s in range(2) for r in range(5)}
     for sample in samples:  # its own record, but for the size, which is that of the bytes here
         assert sample.metadata["url"] == "https://x"
         assert sample.metadata["original_width"] == sample.metadata["width"] == 64
         assert len(sample.metadata["key"]) == 9
     with pytest.raises(DataError, match=r"10 of 10 samples are bad .*: its bytes are not those of its sha256 field\.$"):
-        _run(source, tmp_path / "out", check_sha256=True)
+        run_prepare(source, tmp_path / "out", check_sha256=True)
     _img2dataset(tmp_path / "failed", 3, status="failed_to_download", error_message="HTTP Error 404")
     with pytest.raises(DataError, match=r"6 of 6 samples are bad .*: its download failed: HTTP Error 404\.$"):
-        _run(tmp_path / "failed", tmp_path / "out")
+        run_prepare(tmp_path / "failed", tmp_path / "out")
 
 
 def test_coco(tmp_path):
@@ -86,31 +65,31 @@ def test_coco(tmp_path):
     captions = [{"image_id": i % 4, "caption": f"caption {i}"} for i in range(20)]
     content = {"images": images, "annotations": captions, "licenses": [{"id": 1, "name": "CC-BY-4.0"}]}
     (tmp_path / "captions_val2017.json").write_text(json.dumps(content))
-    metrics = _run(tmp_path, tmp_path / "out")
+    metrics = run_prepare(tmp_path, tmp_path / "out")
     assert metrics["samples/validation"] == 4
-    assert all(len(s.captions) == 5 for s in _read(tmp_path / "out").values())
+    assert all(len(s.captions) == 5 for s in read_back(tmp_path / "out").values())
     assert [(s.license, s.samples) for s in manifest.read(str(tmp_path / "out")).sources] == [("CC-BY-4.0", 4)]
 
 
 class TestDuplicates:
     def _source(self, tmp_path):
         rows = [{"captions": ["one", "two"]}, {"caption": "three", "image": "copy.png"}, {"caption": "other"}]
-        source = _pictures(tmp_path / "source", rows)
+        source = write_table(tmp_path / "source", rows)
         (source / "copy.png").write_bytes((source / "0.png").read_bytes())
         with (source / "captions.jsonl").open("a") as handle:
             handle.write(json.dumps({"image": "0.png", "captions": ["two", "four"]}) + "\n")
         return source
 
     def test_are_counted_and_dropped(self, tmp_path):
-        metrics = _run(self._source(tmp_path), tmp_path / "out")
+        metrics = run_prepare(self._source(tmp_path), tmp_path / "out")
         assert (metrics["duplicates"], metrics["quarantined"]) == (2, 0)
-        assert {tuple(s.captions) for s in _read(tmp_path / "out").values()} == {("one", "two"), ("other",)}
+        assert {tuple(s.captions) for s in read_back(tmp_path / "out").values()} == {("one", "two"), ("other",)}
 
     def test_or_give_their_captions_to_the_first(self, tmp_path):
-        metrics = _run(self._source(tmp_path), tmp_path / "out", duplicates="merge")
+        metrics = run_prepare(self._source(tmp_path), tmp_path / "out", duplicates="merge")
         assert (metrics["duplicates"], metrics["merged_captions"]) == (2, 2)
         expected = {("one", "two", "three", "four"), ("other",)}
-        assert {tuple(s.captions) for s in _read(tmp_path / "out").values()} == expected
+        assert {tuple(s.captions) for s in read_back(tmp_path / "out").values()} == expected
 
 
 def test_look_alikes_are_reported_also_across_splits_and_none_is_left_out(tmp_path):
@@ -124,12 +103,12 @@ def test_look_alikes_are_reported_also_across_splits_and_none_is_left_out(tmp_pa
         if index < 2:
             noise.save(tmp_path / "source" / f"{index}-small.jpg", quality=60)
             rows.append({"image": f"{index}-small.jpg", "caption": "x", "split": ("train", "test")[index]})
-    _pictures(tmp_path / "source", rows)
-    metrics = _run(tmp_path / "source", tmp_path / "out", near_duplicates=True)
+    write_table(tmp_path / "source", rows)
+    metrics = run_prepare(tmp_path / "source", tmp_path / "out", near_duplicates=True)
     assert metrics["samples/train"] + metrics["samples/test"] == 8
     assert (metrics["near_duplicates"], metrics["near_duplicates/across_splits"]) == (2, 1)
     lines = (tmp_path / "out" / "near_duplicates.jsonl").read_text().splitlines()
-    samples = _read(tmp_path / "out")
+    samples = read_back(tmp_path / "out")
     for line in map(json.loads, lines):
         assert {samples[uid].metadata["width"] for uid in line["uids"]} == {160}
         assert line["distance"] <= 3
@@ -138,10 +117,10 @@ def test_look_alikes_are_reported_also_across_splits_and_none_is_left_out(tmp_pa
 
 def test_the_ledger_of_the_input_folder_goes_into_the_manifest(tmp_path):
     rows = [{"caption": "x", "artist": "ann"}, {"caption": "x", "artist": "ann"}, {"caption": "x", "license": "MIT"}]
-    source = _pictures(tmp_path / "source", rows)
+    source = write_table(tmp_path / "source", rows)
     ledger = [{"set": "ann", "license": "CC-BY-4.0", "attribution": "Drawings by Ann."}]
     (source / "LICENSES.json").write_text(json.dumps(ledger))
-    _run(source, tmp_path / "out")
+    run_prepare(source, tmp_path / "out")
     assert [s.model_dump() for s in manifest.read(str(tmp_path / "out")).sources] == [
         {"name": "ann", "license": "CC-BY-4.0", "attribution": "Drawings by Ann.", "samples": 2},
         {"name": "pictures and captions", "license": "MIT", "attribution": "", "samples": 1},
@@ -149,10 +128,10 @@ def test_the_ledger_of_the_input_folder_goes_into_the_manifest(tmp_path):
 
 
 def test_shards_end_at_their_samples_or_bytes(tmp_path):
-    source = _pictures(tmp_path / "source", [{"caption": "x"} for _ in range(20)])
+    source = write_table(tmp_path / "source", [{"caption": "x"} for _ in range(20)])
     sizes = [(source / f"{i}.png").stat().st_size for i in range(20)]
     limit = 4 * max(sizes)
-    _run(source, tmp_path / "bytes", shard_bytes=limit, validation_share=0)
+    run_prepare(source, tmp_path / "bytes", shard_bytes=limit, validation_share=0)
     content = manifest.read(str(tmp_path / "bytes"))
     held = [
         [len(s.image) for s in read_samples(str(tmp_path / "bytes"), _only(content, k), "train")]
@@ -160,9 +139,9 @@ def test_shards_end_at_their_samples_or_bytes(tmp_path):
     ]
     assert all(sum(part) <= limit for part in held)
     assert all(sum(part) + held[k + 1][0] > limit for k, part in enumerate(held[:-1]))
-    _run(source, tmp_path / "bytes", shard_bytes=1, validation_share=0)  # a single picture may be larger
+    run_prepare(source, tmp_path / "bytes", shard_bytes=1, validation_share=0)  # a single picture may be larger
     assert [s.samples for s in manifest.read(str(tmp_path / "bytes")).shards] == [1] * 20
-    _run(source, tmp_path / "bytes", validation_share=0)
+    run_prepare(source, tmp_path / "bytes", validation_share=0)
     assert [p.name for p in sorted((tmp_path / "bytes").glob("*.tar"))] == ["train-00000.tar"]  # no stale ones
 
 
@@ -192,7 +171,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path, kind):
     del members, data
     tracemalloc.start()
     try:
-        metrics = _run(source, tmp_path / "out", shard_bytes=2_000_000, validation_share=0)
+        metrics = run_prepare(source, tmp_path / "out", shard_bytes=2_000_000, validation_share=0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -213,7 +192,7 @@ class TestDataCompDR:
         return folder
 
     def test_becomes_shards_with_columns(self, source, tiny_reinforced, tmp_path):
-        metrics = _run(source, tmp_path / "out", validation_share=0)
+        metrics = run_prepare(source, tmp_path / "out", validation_share=0)
         assert (metrics["samples/train"], metrics["coverage"], metrics["missing_pictures"]) == (32, 1, 0)
         content = manifest.read(str(tmp_path / "out"))
         assert [c.name for c in content.columns] == ["views", "coca", "first.views", "first.captions", "first.coca"]
@@ -225,11 +204,11 @@ class TestDataCompDR:
     def test_dead_links_are_counted_and_damaged_rows_limited(self, source, tmp_path):
         shutil.copytree(source, tmp_path / "source")
         (tmp_path / "source" / "images" / "train-00001.tar").unlink()
-        metrics = _run(tmp_path / "source", tmp_path / "out")
+        metrics = run_prepare(tmp_path / "source", tmp_path / "out")
         assert (metrics["missing_pictures"], metrics["coverage"], metrics["quarantined"]) == (16, 0.5, 0)
         (tmp_path / "source" / "images" / "train-00000.tar").unlink()
         with pytest.raises(DataError, match=r"^convert\.images: '.*' holds no tars\.$"):
-            _run(tmp_path / "source", tmp_path / "out")
+            run_prepare(tmp_path / "source", tmp_path / "out")
         with (
             tarfile.open(source / "images" / "train-00000.tar") as tar,
             tarfile.open(tmp_path / "source" / "images" / "train-00000.tar", "w") as copy,
@@ -243,5 +222,5 @@ class TestDataCompDR:
             DataError,
             match=r"^prepare\.max_bad_share: 16 of 32 samples are bad .*: image: cannot be decoded: [^\n]+\.$",
         ):
-            _run(tmp_path / "source", tmp_path / "bad")
+            run_prepare(tmp_path / "source", tmp_path / "bad")
         assert not (tmp_path / "bad" / "manifest.json").exists()
