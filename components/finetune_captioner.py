@@ -13,6 +13,8 @@ def finetune_captioner(
     root: str,
     code: str,
     generation: str,
+    towers: str,
+    towers_digest: str,
     data: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -24,6 +26,8 @@ def finetune_captioner(
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/finetune_captioner`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
+        towers: Folder with pretrained towers; empty where the captioner names none.
+        towers_digest: Digest of that folder (part of the cache key), checked unless empty.
         data: Reference to the filtered dataset.
 
     Returns:
@@ -34,5 +38,6 @@ def finetune_captioner(
     from mobileclip import kubeflow_run as stages
 
     where = stages.Run(root, code, generation)
-    done = stages.run("finetune_captioner", config, where, data=io.read(data))
+    digests = {"towers": towers_digest}
+    done = stages.run("finetune_captioner", config, where, data=io.read(data), towers=towers, digests=digests)
     io.hand_over(done, out, metrics)

@@ -39,7 +39,13 @@ CHAIN: tuple[Step, ...] = (
         optional=("towers",),
     ),
     Step("filter", "keep the best pairs", {"data": "prepare", "teachers": "train_teacher"}, optional=("teachers",)),
-    Step("finetune_captioner", "pre-train and fine-tune CoCa", {"data": "filter"}),
+    Step(
+        "finetune_captioner",
+        "pre-train and fine-tune CoCa",
+        {"data": "filter"},
+        external=("towers",),
+        optional=("towers",),
+    ),
     Step(
         "caption",
         "write synthetic captions",

@@ -104,6 +104,10 @@ class FinetuneCaptioner(Section):
     """CoCa: an architecture (open_clip's or the project's own), or weights as `hf-hub:...` or `local-dir:...`."""
     pretrained: str = ""
     """open_clip weights tag to start from; empty = from scratch, for an architecture."""
+    image_weights: str = ""
+    """Weights of a timm image trunk (.safetensors) inside the `towers` input; empty = from scratch."""
+    lock: bool = False
+    """Freeze the image trunk and learn from what it sees in whole pictures, computed once."""
     pretrain_field: Name = "captions"
     """Caption field of the pre-training."""
     pretrain: Training = Training()

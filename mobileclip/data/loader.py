@@ -141,6 +141,12 @@ class PairDataset(Dataset[Item]):
             item[f"online_image.{own.name}"] = _show(image, view, own.preprocess)
         return item
 
+    def pairs(self) -> Iterator[tuple[str, list[str]]]:
+        """Uid and ground-truth captions of every sample, in order."""
+        for shard, row in self._places:
+            sample = self._readers[shard].sample(row)
+            yield sample.uid, _captions(sample.metadata, self._recipe)
+
     def _synthetic(self, shard: int, row: int, draw: "_Draw") -> tuple[str, int, str]:
         """Column, index and text of one synthetic caption of one captioner."""
         names = self._recipe.synthetic

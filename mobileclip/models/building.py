@@ -25,6 +25,7 @@ from mobileclip.models.architectures import own_names, register
 from mobileclip.models.clip import Preprocess
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
 from mobileclip.models.text_repmixer import clip_with_text_repmixer
+from mobileclip.models.trunk import TrunkTower
 
 _CUSTOM = re.compile(r"^timm:(?P<image>[^@+]+)(?:@(?P<size>\d+))?\+(?P<text>.+)$")
 
@@ -94,6 +95,11 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
         built = open_clip.CoCa(**cfg)
         # open_clip 3.3 leaves this one tensor as uninitialized memory; the scale is the one its own init would use.
         torch.nn.init.normal_(built.text_decoder.text_projection, std=built.text_decoder.width**-0.5)
+        if "timm_model_name" in cfg["vision_cfg"]:  # open_clip's own tower over a timm trunk gives no tokens
+            built.visual = TrunkTower(
+                built.visual.trunk, image_size=cfg["vision_cfg"]["image_size"], width=cfg["multimodal_cfg"]["width"],
+                embed_dim=cfg["embed_dim"],
+            )  # fmt: skip
     else:
         built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
     _fit_size(built.visual, cfg["vision_cfg"].get("image_size"))

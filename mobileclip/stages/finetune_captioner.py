@@ -23,11 +23,13 @@ from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, write_captions
+from mobileclip.models.trunk import TrunkTower, load_trunk
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.captioning import caption_validation, train_captioner
 from mobileclip.training.contrastive import checkpoints
 from mobileclip.training.curves import reporter, write_history, write_timings
+from mobileclip.training.frozen import FrozenTrunk, freeze_trunk
 from mobileclip.training.loop import Result
 from mobileclip.training.world import join
 
@@ -47,7 +49,7 @@ class _Phase:
     training: Training
 
 
-def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
+def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, towers: str = "") -> dict[str, float]:
     """Train the captioner and save it as a checkpoint folder at `out`.
 
     The alt text teaches what things are called, the better captions how to say it: without the second step retrieval
@@ -58,6 +60,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
         out: Output folder or URI; also gets `history.jsonl`, `samples.json`, `report.html` and `timings.json`.
         tracker: Gets the learning curves.
         data: Prepared dataset; a selection in it is applied.
+        towers: Folder with pretrained towers, where the captioner names one.
 
     Returns:
         Nothing where the stage is off. Per phase the last losses, and on the validation split, where it has
@@ -65,20 +68,21 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
         cosine by its own towers), `degenerate` (share) and `words/mean` of one greedy caption per image.
 
     Raises:
-        ConfigError: The model is no CoCa.
+        ConfigError: The model is no CoCa, or has no trunk to load or to freeze.
         DataError: No sample has the caption field of a phase.
     """
     if not config.enabled:
         return {}
     content = manifest.read(data)
     torch.manual_seed(config.seed)
-    clip, license_ = _create(config, content)
+    clip, license_ = _create(config, content, towers)
+    frozen = freeze_trunk(clip, data, content) if config.lock else None
     held_out = _held_out(config, data, content)
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
     shown: dict[str, Any] = {}
     for phase in _phases(config):
-        results[phase.name] = _train(phase, clip, config, data, content, out, tracker)
+        results[phase.name] = _train(phase, clip, frozen, config, data, content, out, tracker)
         last = results[phase.name].history[-1]
         metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
         if held_out and join().main:
@@ -98,7 +102,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str) -> 
     return metrics
 
 
-def _create(config: FinetuneCaptioner, content: Manifest) -> tuple[zoo.Clip, str]:
+def _create(config: FinetuneCaptioner, content: Manifest, towers: str) -> tuple[zoo.Clip, str]:
     """The captioner to start from, and the license of what comes out: it inherits those of weights and data."""
     licenses = {source.license for source in content.sources}
     clip = zoo.start(config.model, pretrained=config.pretrained)
@@ -106,8 +110,27 @@ def _create(config: FinetuneCaptioner, content: Manifest) -> tuple[zoo.Clip, str
         licenses.add(clip.license)
     if not isinstance(clip.model, CoCa):
         raise ConfigError(f"finetune_captioner.model: got '{config.model}', want a CoCa, which can write captions.")
+    if config.image_weights or config.lock:
+        _load_trunk(clip, config, towers)
     words = {word for license_ in licenses for word in license_.split(" AND ")}
     return clip, " AND ".join(sorted(words)) or "unknown"
+
+
+def _load_trunk(clip: zoo.Clip, config: FinetuneCaptioner, towers: str) -> None:
+    visual = clip.model.visual
+    if not isinstance(visual, TrunkTower):
+        key = "image_weights" if config.image_weights else "lock"
+        raise ConfigError(
+            f"finetune_captioner.{key}: got {getattr(config, key)!r}, but '{config.model}' has no timm image trunk."
+        )
+    if not config.image_weights:
+        return
+    if _has_weights(config):
+        raise ConfigError("finetune_captioner: names weights of the whole model and of its trunk, want one.")
+    if not towers:
+        raise ConfigError("finetune_captioner: names pretrained trunk weights, but input 'towers' is empty.")
+    path = storage.local_dir(towers) / config.image_weights
+    load_trunk(visual.trunk, path, whose="finetune_captioner", heads=("classifier.", "head."))
 
 
 def _has_weights(config: FinetuneCaptioner) -> bool:
@@ -130,16 +153,17 @@ def _card(config: FinetuneCaptioner, content: Manifest) -> dict[str, Any]:
 
 
 def _train(
-    phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, data: str, content: Manifest, out: str, tracker: Tracker
-) -> Result:
+    phase: _Phase, clip: zoo.Clip, frozen: FrozenTrunk | None, config: FinetuneCaptioner, data: str, content: Manifest,
+    out: str, tracker: Tracker,
+) -> Result:  # fmt: skip
     recipe = Recipe(clip.preprocess, clip.tokenizer, phase.field, views=_VIEWS, seed=config.seed)
     return train_captioner(
         clip, PairDataset(data, content, recipe), phase.training,
         caption_weight=config.caption_weight, contrastive_weight=config.contrastive_weight, seed=config.seed,
-        key={"data": content.digest(), "config": config.model_dump(mode="json")},
+        key={"data": content.digest(), "config": config.model_dump(mode="json"), "image_weights": config.image_weights},
         folder=storage.join(out, phase.name), title=phase.name,
         validate=caption_validation(clip, data, content, caption_field=phase.field),
-        report=reporter(tracker),
+        report=reporter(tracker), frozen=frozen,
     )  # fmt: skip
 
 

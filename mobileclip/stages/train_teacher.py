@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from mobileclip import manifest, storage
@@ -17,6 +16,7 @@ from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
 from mobileclip.models.interpolate import mix_in, snapshot
+from mobileclip.models.trunk import load_trunk
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
@@ -103,6 +103,7 @@ def _create(teacher: Teacher, towers: str) -> zoo.Clip:
         )
     clip = zoo.start(teacher.model, pretrained=teacher.pretrained, text_folder=text)
     model: Any = clip.model
+    whose = f"train_teacher: teacher '{teacher.name}'"
     towers_of = ("timm_proj" in clip.config["vision_cfg"], "hf_proj_type" in clip.config["text_cfg"])
     if teacher.lock and not all(towers_of):
         raise ConfigError(
@@ -110,25 +111,10 @@ def _create(teacher: Teacher, towers: str) -> zoo.Clip:
             "beside a Hugging Face text tower."
         )
     if teacher.image_weights:
-        _load_tower(model.visual.trunk, root / teacher.image_weights, teacher.name, allowed=("classifier.", "head."))
+        load_trunk(model.visual.trunk, root / teacher.image_weights, whose=whose, heads=("classifier.", "head."))
     if text is not None:
-        _load_tower(model.text.transformer, text / "model.safetensors", teacher.name, allowed=("pooler.",))
+        load_trunk(model.text.transformer, text / "model.safetensors", whose=whose, heads=("pooler.",))
     return clip
-
-
-def _load_tower(module: torch.nn.Module, path: Path, teacher: str, *, allowed: tuple[str, ...]) -> None:
-    """Load a trunk strictly but for the heads that CLIP replaces."""
-    if not path.is_file():
-        raise DataError(f"train_teacher: teacher '{teacher}': no weights at '{path}'.")
-    weights = {k: v for k, v in load_file(str(path)).items() if not k.startswith(allowed)}
-    missing, unexpected = module.load_state_dict(weights, strict=False)
-    missing = [k for k in missing if not k.startswith(allowed) and "position_ids" not in k]
-    unexpected = [k for k in unexpected if "position_ids" not in k]
-    if missing or unexpected:
-        raise DataError(
-            f"train_teacher: teacher '{teacher}': '{path.name}' does not fit: "
-            f"{len(missing)} tensors missing {missing[:2]}, {len(unexpected)} unexpected {unexpected[:2]}."
-        )
 
 
 def _train_whole(

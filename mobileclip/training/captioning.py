@@ -18,6 +18,7 @@ from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip, image_tensor
 from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
+from mobileclip.training.frozen import FrozenTrunk
 from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import clip_loss
 from mobileclip.training.objective import Features, Losses
@@ -37,6 +38,7 @@ def train_captioner(
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
     report: Report | None = None,
+    frozen: FrozenTrunk | None = None,
 ) -> Result:
     """Train a CoCa in place.
 
@@ -52,15 +54,21 @@ def train_captioner(
         title: Name of the run.
         validate: Scores at every point of the curve.
         report: Gets the points of the curve as they come.
+        frozen: What the frozen image trunk sees: it is not run, and pictures are whole.
     """
     world = join()
+    total = config.batch_size
+    source = batch_source(dataset, config, seed, world)
+    if frozen is not None:
+        total = min(total, len(dataset))
+        source = frozen.source(dataset, total=total, own=world.rows(total), seed=seed)
     objective = coca_objective(
-        clip, world, total=config.batch_size, caption_weight=caption_weight, contrastive_weight=contrastive_weight
+        clip, world, total=total, caption_weight=caption_weight, contrastive_weight=contrastive_weight
     )
     if config.grad_checkpointing:
         set_grad_checkpointing(clip.model)
     return train(
-        clip.model, objective, batch_source(dataset, config, seed, world), config,
+        clip.model, objective, source, config,
         key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate, report=report,
     )  # fmt: skip
 
@@ -78,13 +86,14 @@ def coca_objective(
         contrastive_weight: Weight of the contrastive loss; at 0 it is not computed.
 
     Returns:
-        Of batches with `image` uint8 [batch, 3, size, size] and `text` int64 [batch, context]; its losses are `loss`
+        Of batches with `image` uint8 [batch, 3, size, size], or `features` [batch, places, channels] of a frozen trunk,
+        and `text` int64 [batch, context]; its losses are `loss`
         (weighted sum), `caption` (cross-entropy per token in nats, padding ignored), `contrastive`.
     """
     model: Any = clip.model
 
     def encode(batch: Batch) -> Features:
-        image_features, image_tokens = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
+        image_features, image_tokens = _encode_image(clip, batch)
         text_features, text_tokens = model._encode_text(batch["text"])  # noqa: SLF001
         summed, _ = caption_loss(model, image_tokens, text_tokens, batch["text"])
         found = {"caption": summed.reshape(1)}  # one row per part of the batch
@@ -102,6 +111,16 @@ def coca_objective(
         return losses
 
     return Objective(encode, criterion)
+
+
+def _encode_image(clip: Clip, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Unit-norm embedding and tokens, from pixels or from what the frozen trunk saw in them."""
+    model: Any = clip.model
+    if "features" in batch:
+        embedding, tokens = model.visual.from_features(batch["features"])
+        return functional.normalize(embedding, dim=-1), tokens
+    found: tuple[Tensor, Tensor] = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
+    return found
 
 
 def caption_loss(model: Any, image_tokens: Tensor, text_tokens: Tensor, text: Tensor) -> tuple[Tensor, int]:

@@ -1,6 +1,6 @@
-"""Locked tuning: two frozen pretrained trunks, and projections trained on their cached features."""
+"""Training behind frozen pretrained trunks, on features that are computed once: CLIP heads, and any other pairs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,17 +36,8 @@ def train_heads(
     """
     world = join()
     heads = LockedHeads(clip)
-    starts = torch.searchsorted(owners, torch.arange(len(image) + 1))
     total = min(config.batch_size, len(image))
     own = world.rows(total)
-
-    def source(first: int, last: int) -> Iterator[Batch]:
-        for step in range(first, last):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows = torch.randperm(len(image), generator=generator)[:total]
-            counts = starts[rows + 1] - starts[rows]
-            draws = (torch.rand(len(rows), generator=generator) * counts).long()
-            yield {"image": image[rows[own]], "text": text[starts[rows[own]] + draws[own]]}
 
     def encode(batch: Batch) -> Features:
         image_features, text_features = heads(batch["image"], batch["text"])
@@ -58,9 +49,35 @@ def train_heads(
         return {"loss": clip_loss(every[0], every[1], heads.logit_scale.exp(), rows=rows)}
 
     return train(
-        heads, Objective(encode, criterion), source, config,
+        heads, Objective(encode, criterion), cached_pairs(image, text, owners, total=total, own=own, seed=seed), config,
         key=run_key(key, config, title), folder=checkpoints(folder), title=title, report=report,
     )  # fmt: skip
+
+
+def cached_pairs(
+    image: Tensor, text: Tensor, owners: Tensor, *, total: int, own: slice, seed: int
+) -> Callable[[int, int], Iterator[Batch]]:
+    """Batches of images without repetition, each with one of its texts, as a function of the first and last step.
+
+    Args:
+        image: One row per image.
+        text: One row per text.
+        owners: int64 [texts], ascending: the image each text belongs to.
+        total: Rows of the whole batch.
+        own: This process's rows of it.
+        seed: Seed of order and draws.
+    """
+    starts = torch.searchsorted(owners, torch.arange(len(image) + 1))
+
+    def source(first: int, last: int) -> Iterator[Batch]:
+        for step in range(first, last):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            rows = torch.randperm(len(image), generator=generator)[:total]
+            counts = starts[rows + 1] - starts[rows]
+            draws = (torch.rand(len(rows), generator=generator) * counts).long()
+            yield {"image": image[rows[own]], "text": text[starts[rows[own]] + draws[own]]}
+
+    return source
 
 
 class LockedHeads(torch.nn.Module):

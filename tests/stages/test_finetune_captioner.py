@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mobileclip import manifest
 from mobileclip.config import FinetuneCaptioner, Optimizer, Training
 from mobileclip.data.images import decode, resize
+from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import read_samples
 from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, DataError
@@ -16,6 +18,9 @@ from mobileclip.evaluation.caption_scores import cider
 from mobileclip.models import generation, zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import finetune_captioner
+from mobileclip.training.captioning import coca_objective
+from mobileclip.training.frozen import freeze_trunk
+from mobileclip.training.world import join
 from tests.stages import shapes
 
 
@@ -168,3 +173,69 @@ def test_the_report_shows_scores_and_captions(trained):
     assert f"{metrics['finetune/validation/cider']:.3f}" in page
     assert json.loads((out / "samples.json").read_text())[0]["finetune"]["greedy"] in page
     assert str(out) not in page
+
+
+class TestFrozenTrunk:
+    """A pretrained trunk that is not trained: seen through once, and the same afterwards."""
+
+    CONFIG = FinetuneCaptioner(
+        model="lite-coca", image_weights="trunk.safetensors", lock=True, pretrain=_training(6), finetune=_training(6),
+        held_out_samples=4,
+    )  # fmt: skip
+
+    @pytest.fixture(scope="class")
+    def towers(self, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("towers")
+        torch.manual_seed(7)
+        save_file(zoo.create("lite-coca").model.visual.trunk.state_dict(), folder / "trunk.safetensors")
+        return folder
+
+    def test_learns_around_it(self, data, towers, tmp_path):
+        out = tmp_path / "out"
+        metrics = finetune_captioner.run(self.CONFIG, out=str(out), tracker=LogTracker(), data=data, towers=str(towers))
+        trained = zoo.load("trained", trained=str(out)).model.visual
+        before = load_file(towers / "trunk.safetensors")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in trained.trunk.state_dict().items())
+        torch.manual_seed(self.CONFIG.seed)
+        fresh = zoo.create("lite-coca").model.visual
+        assert not torch.equal(trained.neck.weight, fresh.neck.weight)
+        assert metrics["pretrain/loss"] > 0
+
+    @pytest.mark.parametrize("processes", ["1", "2"])
+    def test_what_it_saw_is_what_it_sees(self, data, processes, monkeypatch):
+        """The loss on stored features is the loss on the pictures, however many processes computed them."""
+        monkeypatch.setenv("MOBILECLIP_PROCESSES", processes)
+        torch.manual_seed(0)
+        clip, content = zoo.create("lite-coca"), manifest.read(data)
+        dataset = PairDataset(data, content, Recipe(clip.preprocess, clip.tokenizer, views="whole"))
+        frozen = freeze_trunk(clip, data, content)
+        batch = next(frozen.source(dataset, total=6, own=slice(None), seed=3)(5, 6))
+        pairs, by_row = dict(dataset.pairs()), {row: uid for uid, row in frozen.rows.items()}
+        own = [by_row[(frozen.features == kept).all(dim=(1, 2)).nonzero()[0].item()] for kept in batch["features"]]
+        assert len(set(own)) == 6
+        for uid, ids in zip(own, batch["text"], strict=True):
+            assert any(torch.equal(ids, clip.tokenizer([text])[0]) for text in pairs[uid])
+        pixels = torch.stack([dataset[0, list(pairs).index(uid)]["image"] for uid in own])
+        objective = coca_objective(clip, join(), total=6, caption_weight=2.0, contrastive_weight=1.0)
+        seen, stored = (
+            objective.criterion(objective.encode(b), b) for b in ({"image": pixels, "text": batch["text"]}, batch)
+        )
+        for name in seen:
+            torch.testing.assert_close(stored[name], seen[name], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("changes", "given", "sentence"),
+        [
+            ({"model": "tiny-coca"}, True, r"\.image_weights: got 'trunk\.safetensors', but 'tiny-coca' has no"),
+            ({"model": "tiny-coca", "image_weights": ""}, True, r"\.lock: got True, but 'tiny-coca' has no"),
+            ({}, False, r": names pretrained trunk weights, but input 'towers' is empty\.$"),
+            ({"image_weights": "gone.safetensors"}, True, r": no weights at '.*gone\.safetensors'\.$"),
+        ],
+    )  # fmt: skip
+    def test_refusals(self, changes, given, sentence, data, towers, tmp_path):
+        config = self.CONFIG.model_copy(update=changes)
+        out = tmp_path / "out"
+        inputs = {"towers": str(towers)} if given else {}
+        with pytest.raises((ConfigError, DataError), match=f"^finetune_captioner{sentence}"):
+            finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data, **inputs)
+        assert not out.exists()
