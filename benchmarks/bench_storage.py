@@ -73,7 +73,7 @@ def _layouts(exact: Sequence[Matrices]) -> list[tuple[str, int, Matrices]]:
 def _teacher(samples: int, views: int, captions: int) -> Matrices:
     """Unit vectors float32 [samples, rows, DIM] of views and of texts."""
     center = torch.randn(samples, 1, DIM)
-    text = 0.3 * center + torch.randn(samples, 1, DIM)
+    text = 0.2 * center + torch.randn(samples, 1, DIM)
     return {
         "views": normalize(center + 0.7 * torch.randn(samples, views, DIM), dim=-1),
         "texts": normalize(text + 0.7 * torch.randn(samples, 1 + captions, DIM), dim=-1),

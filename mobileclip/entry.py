@@ -136,13 +136,28 @@ def input_digest(uri: str) -> str:
         if storage.exists(storage.join(uri, name)):
             return hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
     path = Path(uri)
+    names = storage.list_files(uri) if storage.is_s3(uri) else []
+    if names:
+        return _digest({name: _stream_digest(storage.join(uri, name)) for name in names if not _hidden(name)})
     if storage.is_s3(uri) or not path.exists():
         raise DataError(f"data: nothing at '{uri}', want a folder or the output of an earlier stage.")
     if path.is_file():
         return storage.digest_file(path)
     # A raw input folder: names and sizes and times would miss an edit, so hash the bytes.
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.name))
     return _digest({p.relative_to(path).as_posix(): storage.digest_file(p) for p in files})
+
+
+def _hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
+
+
+def _stream_digest(uri: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_stream(uri) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def code_digest() -> str:

@@ -40,7 +40,8 @@ def run(config: Prepare, *, out: str, tracker: Tracker, source: str) -> dict[str
         config: The `prepare` section.
         out: Output folder or URI.
         tracker: Unused: the metrics are the return value.
-        source: Folder with a caption table, COCO captions, pictures with `.txt`, or webdataset tars.
+        source: Folder with a caption table, COCO captions, pictures with `.txt`, or webdataset tars; below a prefix
+            of an object store it is copied to the local disk for the time of the run.
 
     Returns:
         Counts per split, of quarantined samples, of exact duplicates and, on request, of near-duplicates.
@@ -49,7 +50,13 @@ def run(config: Prepare, *, out: str, tracker: Tracker, source: str) -> dict[str
         DataError: Nothing usable is there, or more than `max_bad_share` of the samples is bad.
         StorageError: The disk is full.
     """
-    root = Path(source)
+    if storage.is_s3(source):
+        with storage.fetched(source) as folder:
+            return _run(config, out, folder, source)
+    return _run(config, out, Path(source), source)
+
+
+def _run(config: Prepare, out: str, root: Path, source: str) -> dict[str, float]:
     remove_partial(out)
     kind = sources.detect(root, config.table) if config.source == "auto" else config.source
     if kind == "datacompdr":

@@ -5,11 +5,14 @@ object store are retried within bounds (`mobileclip.storage.retry`), every objec
 against it on each read, big ones travel in parts (`mobileclip.storage.s3`).
 """
 
+import contextlib
 import hashlib
 import os
 import posixpath
+import shutil
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from mobileclip.errors import DataError, IntegrityError
@@ -18,8 +21,8 @@ from mobileclip.storage.local import digest_file
 from mobileclip.storage.s3 import bucket_key
 
 __all__ = [
-    "delete", "digest_file", "exists", "is_s3", "join", "list_files", "list_names", "list_sizes", "local_copy",
-    "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative", "write_bytes",
+    "delete", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names", "list_sizes",
+    "local_copy", "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative", "write_bytes",
 ]  # fmt: skip
 
 
@@ -189,16 +192,36 @@ def local_copy(uri: str | Path, *, sha256: str = "") -> Path:
 
 
 def local_dir(uri: str | Path) -> Path:
-    """A local folder with all files below a folder or prefix (small ones: models, programs, reports)."""
+    """A local folder with all files below a folder or prefix (small ones: models, programs, reports).
+
+    Raises:
+        DataError: There is none, or an object's name leads out of it.
+    """
     if not is_s3(uri):
         if not Path(uri).is_dir():
             raise DataError(f"data: no folder '{uri}'.")
         return Path(uri)
-    bucket, prefix = bucket_key(str(uri).rstrip("/") + "/")
-    keys = [key for key, _ in s3.list_keys(str(uri))]
-    if not keys:
+    names = list_files(uri)
+    if not names:
         raise DataError(f"data: nothing below '{uri}'.")
     root = Path(tempfile.mkdtemp(prefix="mobileclip-"))
-    for key in keys:
-        s3.download(f"s3://{bucket}/{key}", root / key.removeprefix(prefix))
+    for name in names:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise DataError(f"data: '{uri}' has an object named '{name}', want a name that stays below it.")
+        s3.download(join(uri, name), root / name)
     return root
+
+
+@contextlib.contextmanager
+def fetched(uri: str | Path) -> Iterator[Path]:
+    """A folder as it is, or all that lies below a prefix in a local copy that is removed at the end.
+
+    Raises:
+        DataError: See `local_dir`.
+    """
+    root = local_dir(uri)
+    try:
+        yield root
+    finally:
+        if is_s3(uri):
+            shutil.rmtree(root, ignore_errors=True)
