@@ -80,6 +80,8 @@ class Teacher(Section):
     """Hugging Face text model folder inside the `towers` input; empty = from scratch."""
     lock: bool = False
     """Freeze both pretrained towers and train the projections alone on cached features (locked tuning)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the cached features dropped at every step of locked tuning: else few pictures are learned by heart."""
     training: Training = Training()
     """Length and step size."""
 
@@ -108,6 +110,8 @@ class FinetuneCaptioner(Section):
     """Weights of a timm image trunk (.safetensors) inside the `towers` input; empty = from scratch."""
     lock: bool = False
     """Freeze the image trunk and learn from what it sees in whole pictures, computed once."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what a frozen trunk sees that is dropped at every step."""
     pretrain_field: Name = "captions"
     """Caption field of the pre-training."""
     pretrain: Training = Training()

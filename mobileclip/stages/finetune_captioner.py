@@ -76,7 +76,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     content = manifest.read(data)
     torch.manual_seed(config.seed)
     clip, license_ = _create(config, content, towers)
-    frozen = freeze_trunk(clip, data, content) if config.lock else None
+    frozen = freeze_trunk(clip, data, content, dropout=config.dropout) if config.lock else None
     held_out = _held_out(config, data, content)
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}

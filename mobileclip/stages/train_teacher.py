@@ -154,8 +154,8 @@ def _train_locked(
     digest = hashlib.sha256(image.numpy().tobytes() + text.numpy().tobytes()).hexdigest()
     return train_heads(
         clip, image, text, owners, teacher.training, seed=config.seed,
-        key={"features": digest, "seed": config.seed, "model": teacher.model},
-        folder=storage.join(out, teacher.name), title=teacher.name, report=report,
+        key={"features": digest, "seed": config.seed, "model": teacher.model, "dropout": teacher.dropout},
+        folder=storage.join(out, teacher.name), title=teacher.name, dropout=teacher.dropout, report=report,
     )  # fmt: skip
 
 

@@ -29,11 +29,13 @@ class FrozenTrunk:
         features: float32 [images, places, channels].
         rows: Row by uid.
         clip: Whose trunk it is.
+        dropout: Share of the features that is dropped at every step.
     """
 
     features: torch.Tensor
     rows: dict[str, int]
     clip: Clip
+    dropout: float = 0.0
 
     def source(
         self, dataset: PairDataset, *, total: int, own: slice, seed: int
@@ -53,20 +55,29 @@ class FrozenTrunk:
         inner = cached_pairs(places, text, owners, total=min(total, len(pairs)), own=own, seed=seed)
 
         def source(first: int, last: int) -> Iterator[Batch]:
-            for batch in inner(first, last):
-                yield {"features": self.features[batch["image"]], "text": batch["text"]}
+            for step, batch in enumerate(inner(first, last), first):
+                yield {"features": self._drop(self.features[batch["image"]], seed, step), "text": batch["text"]}
 
         return source
 
+    def _drop(self, features: torch.Tensor, seed: int, step: int) -> torch.Tensor:
+        """Dropout by (seed, step) alone, so that a resumed run sees the same."""
+        if not self.dropout:
+            return features
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        kept = torch.rand(features.shape, generator=generator) >= self.dropout
+        return features * kept / (1 - self.dropout)
+
 
 @torch.no_grad()
-def freeze_trunk(clip: Clip, data: str, content: Manifest) -> FrozenTrunk:
+def freeze_trunk(clip: Clip, data: str, content: Manifest, *, dropout: float = 0.0) -> FrozenTrunk:
     """Freeze the image trunk of a captioner and run it over the training pictures.
 
     Args:
         clip: A CoCa with a `TrunkTower`.
         data: Prepared dataset.
         content: Its manifest.
+        dropout: Share of the features that is dropped at every step.
     """
     visual: Any = clip.model.visual
     visual.trunk.requires_grad_(False)
@@ -84,4 +95,4 @@ def freeze_trunk(clip: Clip, data: str, content: Manifest) -> FrozenTrunk:
         return torch.cat(found).contiguous().numpy()
 
     features = torch.from_numpy(np.concatenate(run_forked(work, len(samples) // _BATCH)))
-    return FrozenTrunk(features, {sample.uid: row for row, sample in enumerate(samples)}, clip)
+    return FrozenTrunk(features, {sample.uid: row for row, sample in enumerate(samples)}, clip, dropout)

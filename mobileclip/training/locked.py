@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mobileclip.config import Training
 from mobileclip.models.zoo import Clip
@@ -17,7 +18,7 @@ from mobileclip.training.world import join
 
 def train_heads(
     clip: Clip, image: Tensor, text: Tensor, owners: Tensor, config: Training, *, seed: int, key: Mapping[str, Any],
-    folder: str, title: str, report: Report | None = None,
+    folder: str, title: str, dropout: float = 0.0, report: Report | None = None,
 ) -> Result:  # fmt: skip
     """Train the projections and the logit scale alone.
 
@@ -32,10 +33,11 @@ def train_heads(
         key: All that decides the result.
         folder: Checkpoint folder.
         title: Name of the run.
+        dropout: Share of the features that is dropped at every step.
         report: Gets the points of the curve as they come.
     """
     world = join()
-    heads = LockedHeads(clip)
+    heads = LockedHeads(clip, dropout)
     total = min(config.batch_size, len(image))
     own = world.rows(total)
 
@@ -83,9 +85,15 @@ def cached_pairs(
 class LockedHeads(torch.nn.Module):
     """The trainable rest of a CLIP model whose two trunks are frozen."""
 
-    def __init__(self, clip: Clip) -> None:
-        """Share the projections and the logit scale with `clip`'s model."""
+    def __init__(self, clip: Clip, dropout: float = 0.0) -> None:
+        """Share the projections and the logit scale with `clip`'s model.
+
+        Args:
+            clip: See `train_heads`.
+            dropout: Share of the trunks' features that is dropped in training.
+        """
         super().__init__()
+        self.dropout = dropout
         model: Any = clip.model
         self.image_head = model.visual.head
         self.text_head = model.text.proj
@@ -93,5 +101,6 @@ class LockedHeads(torch.nn.Module):
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Trunk features to unit-norm embeddings."""
-        normalize = torch.nn.functional.normalize
+        image, text = (functional.dropout(features, self.dropout, self.training) for features in (image, text))
+        normalize = functional.normalize
         return normalize(self.image_head(image), dim=-1), normalize(self.text_head(text), dim=-1)

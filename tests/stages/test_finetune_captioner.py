@@ -1,6 +1,7 @@
 """The captioner's training on small pictures: it learns, resumes, inherits licenses, and refuses what it must."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mobileclip.models import generation, zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import finetune_captioner
 from mobileclip.training.captioning import coca_objective
-from mobileclip.training.frozen import freeze_trunk
+from mobileclip.training.frozen import FrozenTrunk, freeze_trunk
 from mobileclip.training.world import join
 from tests.stages import shapes
 
@@ -222,6 +223,23 @@ class TestFrozenTrunk:
         )
         for name in seen:
             torch.testing.assert_close(stored[name], seen[name], rtol=1e-5, atol=1e-5)
+
+    def test_dropout_hangs_on_seed_and_step_alone(self, data):
+        torch.manual_seed(0)
+        clip, content = zoo.create("lite-coca"), manifest.read(data)
+        dataset = PairDataset(data, content, Recipe(clip.preprocess, clip.tokenizer, views="whole"))
+        whole = freeze_trunk(clip, data, content)
+        dropped = replace(whole, dropout=0.25)
+
+        def steps(trunk: FrozenTrunk, first: int) -> list[torch.Tensor]:
+            return [batch["features"] for batch in trunk.source(dataset, total=8, own=slice(None), seed=3)(first, 4)]
+
+        run, resumed, kept = steps(dropped, 0), steps(dropped, 2), steps(whole, 0)
+        assert all(map(torch.equal, run[2:], resumed))
+        for got, full in zip(run, kept, strict=True):
+            left = got != 0
+            torch.testing.assert_close(got[left], full[left] / 0.75)
+            assert abs(float(1 - left.sum() / (full != 0).sum()) - 0.25) < 0.02
 
     @pytest.mark.parametrize(
         ("changes", "given", "sentence"),

@@ -17,6 +17,7 @@ from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import train_teacher
+from mobileclip.training.locked import LockedHeads
 
 WORDS = (
     "a", "of", "on", "drawing", "white", "red", "green", "blue", "yellow", "circle", "square", "triangle", "cross",
@@ -166,11 +167,32 @@ class TestLocked:
         assert losses[-1] < losses[0]
         assert "locked/validation/i2t/r10" in metrics
 
+    def test_dropout_is_of_the_training_alone(self, towers, tiny_data, tmp_path):
+        clip = train_teacher._create(self.TEACHER, str(towers))
+        image, text = torch.ones(4000, 1280), torch.ones(4000, 48)
+        seen: list[torch.Tensor] = []
+        heads = LockedHeads(clip, 0.25)
+        for head in (heads.image_head, heads.text_head):
+            head.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+        heads.train()(image, text)
+        for features in seen:
+            assert set(features.unique().tolist()) == {0.0, torch.tensor(4 / 3).item()}
+            assert abs(float((features == 0).float().mean()) - 0.25) < 0.01
+        heads.eval()(image, text)
+        assert all(map(torch.equal, seen[2:], (image, text)))
+        dropped = self.CONFIG.model_copy(update={"teachers": [self.TEACHER.model_copy(update={"dropout": 0.25})]})
+        _run(dropped, tmp_path / "dropped", tiny_data, towers=str(towers))
+        _run(self.CONFIG, tmp_path / "kept", tiny_data, towers=str(towers))
+        weights = [
+            zoo.load("trained:locked", trained=str(tmp_path / n)).model.state_dict() for n in ("dropped", "kept")
+        ]
+        name = next(name for name in weights[0] if name.startswith("visual.head."))
+        assert not torch.equal(weights[0][name], weights[1][name])
+
     def test_cached_features_are_those_of_the_whole_model(self, towers, tiny_data):
         """Sorting, padding cuts and caching change nothing: heads on cached features are the whole model."""
         from mobileclip.data.images import decode, resize
         from mobileclip.data.shards import read_samples
-        from mobileclip.training.locked import LockedHeads
 
         clip = train_teacher._create(self.TEACHER, str(towers))
         content = manifest.read(tiny_data)
