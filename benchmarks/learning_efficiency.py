@@ -29,7 +29,7 @@ from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.parallel import one_thread, run_all
 from mobileclip.training.contrastive import Reinforcement, train_clip
 
-POINTS = 10
+POINTS = 6
 """Points of a learning curve."""
 
 
@@ -93,6 +93,11 @@ def main() -> None:
     plan += [(name, seed) for seed in range(options.seeds) for name in list(MAIN)[2:]]
     plan += [(name, seed) for seed in range(options.ablation_seeds) for name in ABLATIONS]
     waiting = [run for run in plan if run not in done]
+
+    def write() -> None:
+        """Now and then, so that a study that is stopped has its tables."""
+        results.write(store, dataset=dataset, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
+
     processes = max(1, int(os.environ.get("MOBILECLIP_PROCESSES", "2")))
     for first in range(0, len(waiting), processes):
         runs = waiting[first : first + processes]
@@ -101,7 +106,8 @@ def main() -> None:
             for (name, seed), curve in zip(runs, curves, strict=True):
                 row = {"variant": name, "seed": seed, "steps": steps, "dataset": dataset, "curve": curve}
                 file.write(json.dumps(row) + "\n")
-    results.write(store, dataset=dataset, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
+        write()
+    write()
 
 
 def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list[dict[str, float]]:
