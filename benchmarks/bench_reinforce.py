@@ -1,6 +1,6 @@
 """Cost of reinforcement beyond the teacher's own forward pass, against the straightforward way of computing it.
 
-    python -m benchmarks.bench_reinforce [--model ViT-B-32] [--images 24] [--views 10] [--workers 1]
+    python -m benchmarks.bench_reinforce [--model ViT-B-32] [--images 8] [--views 10] [--workers 1]
 
 Straightforward: per view, decode the JPEG (640x480), torchvision's RandomResizedCrop, RandAugment, ToTensor and
 Normalize on it, in one process. Ours: the engine of the stage `reinforce` on the same pictures. Both feed the same
@@ -42,9 +42,9 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="teacher architecture")
-    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--views", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--workers", type=int, default=1, help="threads that decode and augment")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
     options = parser.parse_args()
