@@ -1,6 +1,7 @@
 """All pipelines by short name."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from kfp.dsl.base_component import BaseComponent
 
@@ -24,4 +25,7 @@ def build(name: str, sections: Sections, profile: str) -> BaseComponent:
     """
     if name not in PIPELINES:
         raise ConfigError(f"pipeline: got '{name}', want one of {', '.join(PIPELINES)}.")
-    return PIPELINES[name](sections, profile)
+    # kfp looks through the whole call stack at every setting of a task, and for each frame through all loaded modules:
+    # below a notebook or a test runner that takes half a minute. A thread of its own has a short stack.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(PIPELINES[name], sections, profile).result()
