@@ -8,17 +8,33 @@ import itertools
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from mobileclip.errors import MobileClipError
 
 T = TypeVar("T")
 R = TypeVar("R")
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def _own_bar_lock() -> None:
+    """Let tqdm's lock be this process's alone.
+
+    Its own is a semaphore that forks share: a worker that is killed while it draws its bar would take it along, and
+    every other process would wait for it forever.
+    """
+    tqdm.set_lock(threading.RLock())
+
+
+_own_bar_lock()
+os.register_at_fork(after_in_child=_own_bar_lock)
 
 
 def rank() -> int:

@@ -1,10 +1,13 @@
 """Work on several processes and threads: results in order, bounded look-ahead, sentences across processes."""
 
+import multiprocessing
 import os
+import signal
 import threading
 import time
 
 import pytest
+from tqdm import tqdm
 
 from mobileclip.errors import DataError, MobileClipError
 from mobileclip.parallel import ahead, run_forked
@@ -70,3 +73,19 @@ def test_a_forked_error_is_its_own_sentence_and_a_death_is_named(monkeypatch):
         run_forked(dies, 2)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         run_forked(lambda part, _: 1 // part, 2)
+
+
+def test_a_worker_killed_at_its_progress_bar_holds_up_no_other():
+    """tqdm's own lock is a semaphore that forks share, and nobody gives back what a killed process held."""
+
+    def dies() -> None:
+        with tqdm.get_lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    worker = multiprocessing.get_context("fork").Process(target=dies)
+    with tqdm.get_lock():  # nor does a fork wait for what its parent held
+        worker.start()
+        worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+    assert tqdm.get_lock().acquire(timeout=10)
+    tqdm.get_lock().release()
