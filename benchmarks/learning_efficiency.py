@@ -95,7 +95,7 @@ def main() -> None:
     waiting = [run for run in plan if run not in done]
 
     def write() -> None:
-        """Now and then, so that a study that is stopped has its tables."""
+        """After every round, so that a study that is stopped has its tables."""
         results.write(store, dataset=dataset, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
 
     processes = max(1, int(os.environ.get("MOBILECLIP_PROCESSES", "2")))
@@ -107,7 +107,8 @@ def main() -> None:
                 row = {"variant": name, "seed": seed, "steps": steps, "dataset": dataset, "curve": curve}
                 file.write(json.dumps(row) + "\n")
         write()
-    write()
+    if not waiting:
+        write()
 
 
 def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__, parallel
+from mobileclip import __version__, ranks
 from mobileclip.chain import CHAIN
 from mobileclip.errors import MobileClipError
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     # Of the processes of `torchrun` all but the first one only warn.
-    logging.basicConfig(level=logging.WARNING if parallel.rank() else logging.INFO, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING if ranks.rank() else logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "alembic", "mlflow", "botocore", "urllib3", "root", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not arguments or arguments[0] in {"-h", "--help"}:

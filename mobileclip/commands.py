@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mobileclip import parallel, storage
+from mobileclip import ranks, storage
 from mobileclip.chain import CHAIN, Step, step
 from mobileclip.config import Params, Section, check_section, read_params
 from mobileclip.entry import is_current, run_stage
@@ -40,7 +40,7 @@ def stage(name: str, arguments: list[str]) -> int:
     fan_out = {"group": chosen.group, "num_groups": chosen.num_groups, "merge": chosen.merge}
     asked = chosen.merge or (chosen.group, chosen.num_groups) != (0, 1)
     metrics = run_stage(name, config, out=chosen.out, options=fan_out if asked else None, **inputs)
-    if parallel.rank() == 0:
+    if ranks.rank() == 0:
         _print_metrics(name, metrics)
     return _exit_code(name, metrics)
 

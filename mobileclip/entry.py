@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__, manifest, parallel, storage
+from mobileclip import __version__, manifest, parallel, ranks, storage
 from mobileclip.chain import FAN_OUT, step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError, IntegrityError
@@ -58,13 +58,13 @@ def run_stage(
         MobileClipError: With one sentence that names the key, the value got and what is wanted.
     """
     checked = check_section(stage, config)
-    processes = parallel.world_size()
+    processes = ranks.world_size()
     if processes > 1 and stage not in TOGETHER:
         raise ConfigError(f"{stage}: got {processes} processes, only {', '.join(TOGETHER)} train on several.")
     named = _check_inputs(stage, inputs)
     chosen = _check_options(stage, options or {})
     target = str(out)
-    first = parallel.rank() == 0  # of the processes that `torchrun` started
+    first = ranks.rank() == 0  # of the processes that `torchrun` started
     if first and not is_current(stage, checked, target, named):
         # Were this run to end half-way, the old record would vouch for files that are no longer its own.
         storage.delete(storage.join(target, RECORD))
@@ -86,7 +86,7 @@ def run_stage(
 
 def _wait() -> None:
     """Let no process look for the record before the first one has written it."""
-    if parallel.world_size() > 1:
+    if ranks.world_size() > 1:
         from mobileclip.training.world import join
 
         join().wait()

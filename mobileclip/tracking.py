@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mobileclip import parallel, provenance, run_inputs
+from mobileclip import provenance, ranks, run_inputs
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.report import LogTracker, Tracker
 from mobileclip.run_tracker import RunTracker, closing, first_line
@@ -134,7 +134,7 @@ def enabled() -> bool:
     mode = os.environ.get("MOBILECLIP_TRACKING", "on") or "on"
     if mode not in {"on", "off"}:
         raise ConfigError(f"MOBILECLIP_TRACKING: got '{mode}', want on or off.")
-    if mode == "off" or parallel.rank() > 0:  # one process of a distributed job reports
+    if mode == "off" or ranks.rank() > 0:  # one process of a distributed job reports
         return False
     if importlib.util.find_spec("mlflow") is None:
         if os.environ.get("MLFLOW_TRACKING_URI"):

@@ -21,7 +21,7 @@ ONLY = {
 }
 LIGHT = (
     "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "commands", "params_file", "parallel",
-    "report", "tools",
+    "ranks", "report", "tools",
 )  # fmt: skip
 HEAVY = {
     "torch",

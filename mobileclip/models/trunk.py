@@ -4,6 +4,7 @@ A small captioner cannot learn to see from a few thousand pictures. With a pretr
 are there, and where the trunk is frozen its features are computed once for a whole training.
 """
 
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mobileclip import storage
 from mobileclip.errors import DataError
 
 
@@ -62,26 +64,27 @@ class TrunkTower(nn.Module):
         self.trunk.set_grad_checkpointing(enable)
 
 
-def load_trunk(module: nn.Module, path: Path, *, whose: str, heads: Sequence[str]) -> None:
+def load_trunk(module: nn.Module, uri: str | Path, *, whose: str, heads: Sequence[str]) -> None:
     """Load pretrained weights strictly, but for the heads that CLIP replaces.
 
     Args:
         module: The trunk.
-        path: Its weights (.safetensors).
+        uri: Its weights (.safetensors); of an object store this one object is fetched.
         whose: Stage and model, for the sentence.
         heads: Prefixes of the heads' tensors.
 
     Raises:
         DataError: No such file, or it is of another architecture.
     """
+    path = storage.local_copy(uri) if storage.exists(uri) else Path()
     if not path.is_file():
-        raise DataError(f"{whose}: no weights at '{path}'.")
+        raise DataError(f"{whose}: no weights at '{uri}'.")
     weights = {k: v for k, v in load_file(str(path)).items() if not k.startswith(tuple(heads))}
     missing, unexpected = module.load_state_dict(weights, strict=False)
     missing = [k for k in missing if not k.startswith(tuple(heads)) and "position_ids" not in k]
     unexpected = [k for k in unexpected if "position_ids" not in k]
     if missing or unexpected:
         raise DataError(
-            f"{whose}: '{path.name}' does not fit: {len(missing)} tensors missing {missing[:2]}, "
+            f"{whose}: '{posixpath.basename(str(uri))}' does not fit: {len(missing)} tensors missing {missing[:2]}, "
             f"{len(unexpected)} unexpected {unexpected[:2]}."
         )

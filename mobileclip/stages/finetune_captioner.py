@@ -129,8 +129,8 @@ def _load_trunk(clip: zoo.Clip, config: FinetuneCaptioner, towers: str) -> None:
         raise ConfigError("finetune_captioner: names weights of the whole model and of its trunk, want one.")
     if not towers:
         raise ConfigError("finetune_captioner: names pretrained trunk weights, but input 'towers' is empty.")
-    path = storage.local_dir(towers) / config.image_weights
-    load_trunk(visual.trunk, path, whose="finetune_captioner", heads=("classifier.", "head."))
+    weights = storage.join(towers, config.image_weights)
+    load_trunk(visual.trunk, weights, whose="finetune_captioner", heads=("classifier.", "head."))
 
 
 def _has_weights(config: FinetuneCaptioner) -> bool:

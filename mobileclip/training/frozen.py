@@ -44,7 +44,7 @@ class FrozenTrunk:
 
         Args:
             dataset: Names the pairs.
-            total: Rows of the whole batch.
+            total: Rows of the whole batch, at most one of each sample.
             own: This process's rows of it.
             seed: Seed of order and draws.
         """
@@ -52,7 +52,7 @@ class FrozenTrunk:
         places = torch.tensor([self.rows[uid] for uid, _ in pairs])
         text = self.clip.tokenizer([caption for _, captions in pairs for caption in captions])
         owners = torch.repeat_interleave(torch.tensor([len(captions) for _, captions in pairs]))
-        inner = cached_pairs(places, text, owners, total=min(total, len(pairs)), own=own, seed=seed)
+        inner = cached_pairs(places, text, owners, total=total, own=own, seed=seed)
 
         def source(first: int, last: int) -> Iterator[Batch]:
             for step, batch in enumerate(inner(first, last), first):
