@@ -25,6 +25,7 @@ TOOLS = {
     "history": "print the promotions of a registered model",
     "rollback": "make the previous champion the champion again",
     "explain": "print the gate's verdicts on a model version",
+    "devices": "record latency measured on phones with a registered version, for the release reports",
     "bench-latency": "time students in every program format and precision, turn by turn in one run",
     "environment": "make the environment that an exporter with conflicting pins runs in",
     "bundle": "zip an export with everything an app needs, or check such a zip",

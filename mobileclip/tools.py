@@ -216,6 +216,24 @@ def environment(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="name in the model registry")
+    add("results", help="results file, or a folder with *.device.json (docs/on-device.md)")
+    add("--version", default="champion", help="version or alias whose programs were measured")
+
+
+def devices(arguments: argparse.Namespace) -> int:
+    """Record latency that was measured on devices with a registered version."""
+    from mobileclip import tables
+    from mobileclip.promotion import devices as measured
+
+    found = measured.attach(arguments.model, arguments.results, version=arguments.version)
+    rows = [{"device": tag.removeprefix(measured.TAG), "both towers, ms": ms} for tag, ms in found.items()]
+    Console().print(tables.render(rows))
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "plan": (plan_command.add_options, plan_command.run),
     "convert": (_add_convert, convert),
@@ -226,5 +244,6 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[a
     "suite": (_add_suite, suite),
     "bench-latency": (_add_bench_latency, bench_latency),
     "environment": (_add_environment, environment),
+    "devices": (_add_devices, devices),
 }
 """By name: adds the options, does the work."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mobileclip.promotion import devices
 from mobileclip.promotion.gates import Evidence
 from mobileclip.promotion.registry import Version
 
@@ -20,7 +21,7 @@ class Candidate:
         score: Headline metric, 0 to 1.
         low: Lower end of its interval.
         high: Upper end.
-        latency_ms: Fastest image and text program together, one thread.
+        latency_ms: Fastest image and text program together: here with one thread, or on the device of the label.
         kind: `student` (this one), `champion` or `other`.
     """
 
@@ -56,7 +57,7 @@ def score_tags(evidence: Evidence, timings: Mapping[str, Any]) -> dict[str, str]
 
 
 def latest(versions: Sequence[Version], *, metric: str, own: int, champion: int) -> list[Candidate]:
-    """The latest registered versions that have the same headline metric and a latency.
+    """The latest registered versions that have the same headline metric and a latency, once more for each device.
 
     Args:
         versions: All of the registered model, by number.
@@ -68,9 +69,15 @@ def latest(versions: Sequence[Version], *, metric: str, own: int, champion: int)
     found = []
     for version in versions[-_MOST:]:
         tags = version.tags
-        if tags.get("score.metric") != metric or float(tags.get("latency.ms", 0)) <= 0:
+        if tags.get("score.metric") != metric:
             continue
         score, low, high = (float(tags[name]) for name in ("score", "score.low", "score.high"))
-        label, kind = f"v{version.number}", kinds.get(version.number, "other")
-        found.append(Candidate(version.number, label, score, low, high, float(tags["latency.ms"]), kind))
+        times = {"": tags.get("latency.ms", "0")}
+        times |= {f", {k.removeprefix(devices.TAG)}": v for k, v in sorted(tags.items()) if k.startswith(devices.TAG)}
+        kind = kinds.get(version.number, "other")
+        found += [
+            Candidate(version.number, f"v{version.number}{device}", score, low, high, float(ms), kind)
+            for device, ms in times.items()
+            if float(ms) > 0
+        ]
     return found

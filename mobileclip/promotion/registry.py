@@ -18,6 +18,8 @@ _ATTEMPTS = 6
 _T = TypeVar("_T")
 # What a busy store answers; asking again is right.
 _BUSY = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_CONFLICT", ""})
+# Two writers that set the same new tag at once: the store looks, finds none, and its database refuses the second row.
+_CROSSED = ("IntegrityError", "UniqueViolation")
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,16 @@ def _patiently(action: Callable[[], _T]) -> _T:
         try:
             return action()
         except Exception as error:
-            if attempt == _ATTEMPTS - 1 or _code(error) not in _BUSY:
+            if attempt == _ATTEMPTS - 1 or not _passes(error):
                 raise
             logger.debug("registry: busy, attempt %d", attempt + 1)
             time.sleep(0.1 * 2**attempt * (1 + random.random()))
     raise AssertionError("unreachable")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same request may succeed a moment later."""
+    return _code(error) in _BUSY or any(name in str(error) for name in _CROSSED)
 
 
 def _code(error: Exception) -> str:

@@ -131,7 +131,7 @@ def _latency(release: Release) -> Markup:
     ours = [
         Dot(
             c.label, c.latency_ms, c.score, c.low, c.high, c.kind,
-            f"version {c.version}: {100 * c.score:.1f}% at {c.latency_ms:.2f} ms",
+            f"{c.label}: {100 * c.score:.1f}% at {c.latency_ms:.2f} ms",
         )
         for c in release.candidates
     ]  # fmt: skip
@@ -168,7 +168,9 @@ def _latency(release: Release) -> Markup:
 def _measured(release: Release) -> str:
     metric = release.evidence.results.get("headline", "")
     task, measure = metric_label(metric) if metric else ("", "score")
-    return f"{measure} ({task[:1].lower()}{task[1:]}); fastest exported programs, one thread, warm, batch 1, median."
+    said = f"{measure} ({task[:1].lower()}{task[1:]}); fastest exported programs, one thread, warm, batch 1, median."
+    elsewhere = any("," in candidate.label for candidate in release.candidates)
+    return said + (" Dots that name a device were measured there, on all its backends." if elsewhere else "")
 
 
 def _cost(release: Release) -> Markup:

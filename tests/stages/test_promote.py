@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,17 +161,8 @@ class TestConcurrency:
 
         monkeypatch.setattr(log, "read", read_together)
         monkeypatch.setenv("MOBILECLIP_TRACKING", "off")
-        results: list[dict] = []
-
-        def run(index: int) -> None:
-            results.append(promote("race", who[index], tmp_path / f"out-{index}"))
-
-        threads = [threading.Thread(target=run, args=(index,)) for index in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(results) == 8
+        with ThreadPoolExecutor(8) as pool:  # `map` raises what a thread raised
+            results = list(pool.map(lambda index: promote("race", who[index], tmp_path / f"out-{index}"), range(8)))
         winners = [result for result in results if result["metrics"]["promoted"]]
         assert len(winners) == 1
         for loser in results:
