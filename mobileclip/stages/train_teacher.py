@@ -1,5 +1,6 @@
 """train_teacher: in-domain CLIP teachers, from scratch or by locked tuning of pretrained towers."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,8 @@ from tqdm import tqdm
 
 from mobileclip import manifest, storage
 from mobileclip.config import Teacher, TrainTeacher, Views
-from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
-from mobileclip.data.shards import read_samples
+from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
@@ -21,6 +21,7 @@ from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings
+from mobileclip.training.frozen import look
 from mobileclip.training.locked import train_heads
 from mobileclip.training.loop import Report, Result
 from mobileclip.training.validation import retrieval_validation
@@ -65,9 +66,27 @@ def _train_one(
     config: TrainTeacher, teacher: Teacher, out: str, data: str, towers: str, live: Tracker | None
 ) -> tuple[Result, dict[str, float]]:
     """Train, save and score one teacher, in a process of its own."""
+    with _fetched(teacher, towers) as root:
+        return _train_from(root, config, teacher, out, data, live)
+
+
+def _fetched(teacher: Teacher, towers: str) -> contextlib.AbstractContextManager[Path]:
+    """The folder with the towers that a teacher names; of an object store a copy, removed when the teacher is saved."""
+    if not (teacher.image_weights or teacher.text_weights):
+        return contextlib.nullcontext(Path())
+    if not towers:
+        raise ConfigError(
+            f"train_teacher: teacher '{teacher.name}' names pretrained towers, but input 'towers' is empty."
+        )
+    return storage.fetched(towers)
+
+
+def _train_from(
+    root: Path, config: TrainTeacher, teacher: Teacher, out: str, data: str, live: Tracker | None
+) -> tuple[Result, dict[str, float]]:
     content = manifest.read(data)
     torch.manual_seed(config.seed)
-    clip = _create(teacher, towers)
+    clip = _create(teacher, root)
     train_one = _train_locked if teacher.lock else _train_whole
     start = snapshot(clip.model) if teacher.start_share else {}
     result = train_one(teacher, clip, config, data, content, out, reporter(live) if live else None)
@@ -88,12 +107,7 @@ def _train_one(
     return result, scores
 
 
-def _create(teacher: Teacher, towers: str) -> zoo.Clip:
-    if (teacher.image_weights or teacher.text_weights) and not towers:
-        raise ConfigError(
-            f"train_teacher: teacher '{teacher.name}' names pretrained towers, but input 'towers' is empty."
-        )
-    root = storage.local_dir(towers) if towers else Path()
+def _create(teacher: Teacher, root: Path) -> zoo.Clip:
     text = root / teacher.text_weights if teacher.text_weights else None
     if text is not None and not (text / "config.json").is_file():
         raise DataError(f"train_teacher: teacher '{teacher.name}': no Hugging Face text model in '{text}'.")
@@ -165,7 +179,7 @@ def _trunk_features(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pooled features of both frozen trunks: [images, w], [texts, v], and each text's image."""
     model: Any = clip.model
-    pixels: list[torch.Tensor] = []
+    samples: list[Sample] = []
     texts: list[str] = []
     owners: list[int] = []
     for sample in read_samples(data, content, "train"):
@@ -174,14 +188,11 @@ def _trunk_features(
         if not captions:
             continue
         texts += captions
-        owners += [len(pixels)] * len(captions)
-        pixels.append(resize(decode(sample.image), clip.preprocess.size, clip.preprocess.interpolation))
+        owners += [len(samples)] * len(captions)
+        samples.append(sample)
     if not texts:
         raise DataError(f"data: no sample with a '{', '.join(config.captions)}' caption is left in '{data}'.")
-    image = [
-        model.visual.trunk(zoo.image_tensor(torch.stack(pixels[i : i + 32]), clip.preprocess))
-        for i in tqdm(range(0, len(pixels), 32), desc="image trunk", disable=None)
-    ]
+    image = look(model.visual.trunk, samples, clip.preprocess)
     # Many captions are shared by several pictures (one concept, many artists): embed each once. Sorting by length
     # keeps padding short.
     unique = sorted(set(texts), key=lambda t: (len(t), t))
@@ -193,7 +204,7 @@ def _trunk_features(
         rows.append(model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask))
     place = {text: index for index, text in enumerate(unique)}
     text = torch.cat(rows)[[place[t] for t in texts]]
-    return torch.cat(image), text, torch.tensor(owners)
+    return image, text, torch.tensor(owners)
 
 
 def _license(content: Manifest, started: str) -> str:

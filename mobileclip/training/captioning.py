@@ -19,6 +19,7 @@ from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip, image_tensor
 from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
 from mobileclip.training.frozen import FrozenTrunk
+from mobileclip.training.locked import drop
 from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import clip_loss
 from mobileclip.training.objective import Features, Losses
@@ -63,8 +64,9 @@ def train_captioner(
         total = min(total, len(dataset))
         source = frozen.source(dataset, total=total, own=world.rows(total), seed=seed)
     objective = coca_objective(
-        clip, world, total=total, caption_weight=caption_weight, contrastive_weight=contrastive_weight
-    )
+        clip, world, total=total, caption_weight=caption_weight, contrastive_weight=contrastive_weight,
+        dropout=frozen.dropout if frozen is not None else 0.0,
+    )  # fmt: skip
     if config.grad_checkpointing:
         set_grad_checkpointing(clip.model)
     return train(
@@ -74,7 +76,7 @@ def train_captioner(
 
 
 def coca_objective(
-    clip: Clip, world: World, *, total: int, caption_weight: float, contrastive_weight: float
+    clip: Clip, world: World, *, total: int, caption_weight: float, contrastive_weight: float, dropout: float = 0.0
 ) -> Objective:
     """The captioner's loss in two halves.
 
@@ -84,6 +86,7 @@ def coca_objective(
         total: Rows of the whole batch.
         caption_weight: Weight of the captioning loss.
         contrastive_weight: Weight of the contrastive loss; at 0 it is not computed.
+        dropout: Share of a frozen trunk's `features` that is dropped in training.
 
     Returns:
         Of batches with `image` uint8 [batch, 3, size, size], or `features` [batch, places, channels] of a frozen trunk,
@@ -93,7 +96,7 @@ def coca_objective(
     model: Any = clip.model
 
     def encode(batch: Batch) -> Features:
-        image_features, image_tokens = _encode_image(clip, batch)
+        image_features, image_tokens = _encode_image(clip, batch, dropout)
         text_features, text_tokens = model._encode_text(batch["text"])  # noqa: SLF001
         summed, _ = caption_loss(model, image_tokens, text_tokens, batch["text"])
         found = {"caption": summed.reshape(1)}  # one row per part of the batch
@@ -113,11 +116,11 @@ def coca_objective(
     return Objective(encode, criterion)
 
 
-def _encode_image(clip: Clip, batch: Batch) -> tuple[Tensor, Tensor]:
+def _encode_image(clip: Clip, batch: Batch, dropout: float) -> tuple[Tensor, Tensor]:
     """Unit-norm embedding and tokens, from pixels or from what the frozen trunk saw in them."""
     model: Any = clip.model
     if "features" in batch:
-        embedding, tokens = model.visual.from_features(batch["features"])
+        embedding, tokens = model.visual.from_features(drop(batch["features"], dropout, training=model.training))
         return functional.normalize(embedding, dim=-1), tokens
     found: tuple[Tensor, Tensor] = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
     return found

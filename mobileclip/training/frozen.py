@@ -1,6 +1,6 @@
-"""What a captioner's frozen image trunk sees, computed once for a whole training."""
+"""What frozen image trunks see in whole pictures, computed once for a whole training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,40 @@ from tqdm import tqdm
 
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset
-from mobileclip.data.shards import read_samples
+from mobileclip.data.shards import Sample, read_samples
+from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest
-from mobileclip.models.clip import Clip
+from mobileclip.models.clip import Clip, Preprocess
 from mobileclip.models.zoo import image_tensor
 from mobileclip.parallel import run_forked
 from mobileclip.training.locked import cached_pairs
 from mobileclip.training.objective import Batch
 
 _BATCH = 32
+
+
+@torch.no_grad()
+def look(
+    see: Callable[[torch.Tensor], torch.Tensor], samples: Sequence[Sample], preprocess: Preprocess, *,
+    quiet: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """What a trunk sees in whole pictures.
+
+    Args:
+        see: Normalized images [batch, 3, size, size] to features [batch, ...].
+        samples: At least one.
+        preprocess: The trunk's.
+        quiet: Draw no progress bar.
+
+    Returns:
+        float32 [samples, ...].
+    """
+    found = []
+    for start in tqdm(range(0, len(samples), _BATCH), desc="image trunk", disable=True if quiet else None):
+        pictures = (decode(sample.image) for sample in samples[start : start + _BATCH])
+        pixels = [resize(picture, preprocess.size, preprocess.interpolation) for picture in pictures]
+        found.append(see(image_tensor(torch.stack(pixels), preprocess)))
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -29,7 +54,7 @@ class FrozenTrunk:
         features: float32 [images, places, channels].
         rows: Row by uid.
         clip: Whose trunk it is.
-        dropout: Share of the features that is dropped at every step.
+        dropout: Share of the features that the objective is to drop at every step.
     """
 
     features: torch.Tensor
@@ -55,21 +80,12 @@ class FrozenTrunk:
         inner = cached_pairs(places, text, owners, total=total, own=own, seed=seed)
 
         def source(first: int, last: int) -> Iterator[Batch]:
-            for step, batch in enumerate(inner(first, last), first):
-                yield {"features": self._drop(self.features[batch["image"]], seed, step), "text": batch["text"]}
+            for batch in inner(first, last):
+                yield {"features": self.features[batch["image"]], "text": batch["text"]}
 
         return source
 
-    def _drop(self, features: torch.Tensor, seed: int, step: int) -> torch.Tensor:
-        """Dropout by (seed, step) alone, so that a resumed run sees the same."""
-        if not self.dropout:
-            return features
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        kept = torch.rand(features.shape, generator=generator) >= self.dropout
-        return features * kept / (1 - self.dropout)
 
-
-@torch.no_grad()
 def freeze_trunk(clip: Clip, data: str, content: Manifest, *, dropout: float = 0.0) -> FrozenTrunk:
     """Freeze the image trunk of a captioner and run it over the training pictures.
 
@@ -77,22 +93,20 @@ def freeze_trunk(clip: Clip, data: str, content: Manifest, *, dropout: float = 0
         clip: A CoCa with a `TrunkTower`.
         data: Prepared dataset.
         content: Its manifest.
-        dropout: Share of the features that is dropped at every step.
+        dropout: Share of the features that the objective is to drop at every step.
+
+    Raises:
+        DataError: There is no training picture.
     """
     visual: Any = clip.model.visual
     visual.trunk.requires_grad_(False)
     samples = list(read_samples(data, content, "train"))
+    if not samples:
+        raise DataError(f"data: no sample of split train in '{data}'.")
 
     def work(part: int, parts: int) -> np.ndarray[Any, Any]:
         mine = samples[len(samples) * part // parts : len(samples) * (part + 1) // parts]
-        found = []
-        for start in tqdm(range(0, len(mine), _BATCH), desc="image trunk", disable=True if part else None):
-            pixels = [
-                resize(decode(s.image), clip.preprocess.size, clip.preprocess.interpolation)
-                for s in mine[start : start + _BATCH]
-            ]
-            found.append(visual.features(image_tensor(torch.stack(pixels), clip.preprocess)))
-        return torch.cat(found).contiguous().numpy()
+        return look(visual.features, mine, clip.preprocess, quiet=part > 0).contiguous().numpy()
 
     features = torch.from_numpy(np.concatenate(run_forked(work, len(samples) // _BATCH)))
     return FrozenTrunk(features, {sample.uid: row for row, sample in enumerate(samples)}, clip, dropout)

@@ -82,6 +82,20 @@ def cached_pairs(
     return source
 
 
+def drop(features: Tensor, share: float, *, training: bool) -> Tensor:
+    """Dropout on cached features, where a frozen trunk's own augmentation would be.
+
+    Masks come from torch's own generator, of which the loop gives every process a stream that checkpoints keep: so
+    processes draw different masks, and a resumed run draws those it would have drawn.
+
+    Args:
+        features: Of any shape.
+        share: Share that becomes 0; the rest grows by 1 / (1 - share).
+        training: Else nothing is dropped.
+    """
+    return functional.dropout(features, share, training)
+
+
 class LockedHeads(torch.nn.Module):
     """The trainable rest of a CLIP model whose two trunks are frozen."""
 
@@ -101,6 +115,6 @@ class LockedHeads(torch.nn.Module):
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Trunk features to unit-norm embeddings."""
-        image, text = (functional.dropout(features, self.dropout, self.training) for features in (image, text))
+        image, text = (drop(features, self.dropout, training=self.training) for features in (image, text))
         normalize = functional.normalize
         return normalize(self.image_head(image), dim=-1), normalize(self.text_head(text), dim=-1)

@@ -1,6 +1,7 @@
 """train_teacher: learns, resumes to the same bytes, locks towers, inherits licenses, wrong inputs."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from mobileclip import manifest
+from mobileclip import manifest, storage
 from mobileclip.config import Optimizer, Teacher, Training, TrainTeacher
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import train_teacher
 from mobileclip.training.locked import LockedHeads
+from tests import s3
 
 WORDS = (
     "a", "of", "on", "drawing", "white", "red", "green", "blue", "yellow", "circle", "square", "triangle", "cross",
@@ -158,7 +160,7 @@ class TestLocked:
 
     def test_trunks_stay_as_they_were_and_the_heads_learn(self, towers, tiny_data, tmp_path):
         metrics = _run(self.CONFIG, tmp_path, tiny_data, towers=str(towers))
-        before = train_teacher._create(self.TEACHER, str(towers)).model.state_dict()
+        before = train_teacher._create(self.TEACHER, towers).model.state_dict()
         after = zoo.load("trained:locked", trained=str(tmp_path)).model.state_dict()
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         assert changed
@@ -168,7 +170,7 @@ class TestLocked:
         assert "locked/validation/i2t/r10" in metrics
 
     def test_dropout_is_of_the_training_alone(self, towers, tiny_data, tmp_path):
-        clip = train_teacher._create(self.TEACHER, str(towers))
+        clip = train_teacher._create(self.TEACHER, towers)
         image, text = torch.ones(4000, 1280), torch.ones(4000, 48)
         seen: list[torch.Tensor] = []
         heads = LockedHeads(clip, 0.25)
@@ -194,7 +196,7 @@ class TestLocked:
         from mobileclip.data.images import decode, resize
         from mobileclip.data.shards import read_samples
 
-        clip = train_teacher._create(self.TEACHER, str(towers))
+        clip = train_teacher._create(self.TEACHER, towers)
         content = manifest.read(tiny_data)
         image, text, owners = train_teacher._trunk_features(clip, self.CONFIG, tiny_data, content)
         samples = list(read_samples(tiny_data, content, "train"))
@@ -211,13 +213,35 @@ class TestLocked:
 
     def test_pictures_without_a_caption_of_the_fields_are_left_out(self, towers, tiny_data):
         config = self.CONFIG.model_copy(update={"captions": ["descriptions"]})
-        clip = train_teacher._create(self.TEACHER, str(towers))
+        clip = train_teacher._create(self.TEACHER, towers)
         image, _, owners = train_teacher._trunk_features(clip, config, tiny_data, manifest.read(tiny_data))
         assert 0 < len(image) < 32
         assert sorted(set(owners.tolist())) == list(range(len(image)))
         nothing = self.CONFIG.model_copy(update={"captions": ["poems"]})
         with pytest.raises(DataError, match=r"^data: no sample with a 'poems' caption is left in '"):
             train_teacher._trunk_features(clip, nothing, tiny_data, manifest.read(tiny_data))
+
+    def test_towers_of_an_object_store_leave_no_copy(self, towers, tiny_data, tmp_path, monkeypatch):
+        s3.use(monkeypatch)
+        place = s3.bucket("towers")
+        for path in sorted(towers.rglob("*.*")):
+            storage.write_bytes(f"{place}/{path.relative_to(towers).as_posix()}", path.read_bytes())
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        short = self.TEACHER.model_copy(update={"training": SHORT})
+        config = self.CONFIG.model_copy(update={"teachers": [short]})
+        _run(config, tmp_path / "far", tiny_data, towers=place)
+        assert not list((tmp_path / "temporary").iterdir())
+        _run(config, tmp_path / "near", tiny_data, towers=str(towers))
+        assert _files(tmp_path / "far").keys() == _files(tmp_path / "near").keys()
+        weights = "locked/open_clip_model.safetensors"
+        assert (tmp_path / "far" / weights).read_bytes() == (tmp_path / "near" / weights).read_bytes()
+
+    def test_no_training_picture_is_refused(self, towers, tiny_data, tmp_path):
+        content = manifest.read(tiny_data).moved(tiny_data, str(tmp_path / "data"))
+        manifest.write(str(tmp_path / "data"), content.model_copy(update={"shards": content.split("validation")}))
+        with pytest.raises(DataError, match=r"^data: no sample with a 'captions, descriptions' caption is left in "):
+            _run(self.CONFIG, tmp_path / "out", str(tmp_path / "data"), towers=str(towers))
 
     @pytest.mark.parametrize(
         ("changes", "given", "error", "match"),

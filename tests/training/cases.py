@@ -11,6 +11,7 @@ from mobileclip.models import zoo
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.captioning import coca_objective
 from mobileclip.training.contrastive import Projected, Reinforcement, clip_objective
+from mobileclip.training.loop import train
 from mobileclip.training.objective import backward
 from mobileclip.training.world import World, join
 from tests.training import towers
@@ -91,8 +92,28 @@ def captioner_step(world: World, *, chunks: int = 1) -> dict[str, torch.Tensor]:
     return found | {f"grad/{name}": p.grad for name, p in clip.model.named_parameters() if p.grad is not None}
 
 
+def dropped(world: World, folder: str) -> torch.Tensor:
+    """What a captioner's neck gets in two steps behind a frozen trunk that sees ones: [steps, rows, places, width]."""
+    torch.manual_seed(0)
+    clip = zoo.create("lite-coca")
+    seen: list[torch.Tensor] = []
+    neck = clip.model.visual.neck
+    neck.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    rows = world.rows(4)
+    ones = torch.ones(4, len(clip.model.visual.positional_embedding), neck.in_features)
+    batch = {"features": ones[rows], "text": clip.tokenizer(CAPTIONS)[:4][rows]}
+    objective = coca_objective(clip, world, total=4, caption_weight=1.0, contrastive_weight=0.0, dropout=0.5)
+    config = Training(steps=2, batch_size=4, log_every=2, checkpoint_every=0)
+    train(
+        clip.model, objective, lambda first, last: iter([batch] * (last - first)), config,
+        key="dropped", folder=folder, title="dropped",
+    )  # fmt: skip
+    return torch.stack(seen)
+
+
 if __name__ == "__main__":
     world = join()
     results = {f"{name}|{key}": value for name, case in CASES.items() for key, value in step(case, world).items()}
     results |= {f"captioner {n}|{key}": v for n in (1, 2) for key, v in captioner_step(world, chunks=n).items()}
+    results |= {f"dropped|{n}": dropped(world, f"{sys.argv[1]}/checkpoint") for n in ("once", "again")}
     save_file({k: v.contiguous() for k, v in results.items()}, f"{sys.argv[1]}/{world.rank}.safetensors")

@@ -54,6 +54,20 @@ def test_two_processes_train_a_captioner_as_one_does(together, chunks):
             torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
+def test_processes_drop_different_features_and_the_same_ones_again(together):
+    """One seed for all processes would drop the same places of every row that shares a rank's position."""
+    first, second = (found["dropped|once"] for found in together)
+    assert first.shape == second.shape == (2, 2, 9, first.shape[-1])  # steps, rows of four, places, channels
+    for masks, found in zip((first, second), together, strict=True):
+        assert set(masks.unique().tolist()) == {0.0, 2.0}
+        assert abs(float((masks == 0).float().mean()) - 0.5) < 0.01
+        assert torch.equal(masks, found["dropped|again"])
+    both = torch.cat([first.flatten(0, 1), second.flatten(0, 1)])
+    for one in range(len(both)):
+        for other in range(one):
+            assert abs(float((both[one] == both[other]).float().mean()) - 0.5) < 0.05
+
+
 def test_the_cases_differ_and_the_batch_is_more_than_its_parts():
     """Loss by halves is not the loss of the whole: else the comparison above would prove nothing."""
     case = CASES["reinforced"]
