@@ -26,6 +26,7 @@ def distill(
     data: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    teachers: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
 ) -> None:
     """Train a student, and on request its plain-CLIP control, on a reinforced dataset.
 
@@ -35,6 +36,7 @@ def distill(
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
         data: Reference to the calibrated dataset.
+        teachers: Reference to the trained teachers, where some of them run in the step.
 
     Returns:
         out: Reference to the student, its control and the learning curves.
@@ -44,7 +46,7 @@ def distill(
     from mobileclip import kubeflow_run as stages
 
     where = stages.Run(root, code, generation)
-    done = stages.run("distill", config, where, data=io.read(data))
+    done = stages.run("distill", config, where, data=io.read(data), teachers=io.read(teachers))
     io.hand_over(done, out, metrics)
 
 
@@ -58,6 +60,7 @@ def distill_nodes(
     data: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    teachers: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
     task: dsl.TaskConfig = None,
 ) -> None:
     """Train a student, and on request its plain-CLIP control, on several nodes: start the job, follow it, hand over.
@@ -69,6 +72,7 @@ def distill_nodes(
         generation: Generation of the root (part of the cache key), checked unless empty.
         nodes: Number of nodes, processes on each, image, and kind of the job.
         data: Reference to the calibrated dataset.
+        teachers: Reference to the trained teachers, where some of them run in the step.
         task: Resources, environment and volumes of the nodes; Kubeflow fills it in.
 
     Returns:
@@ -79,7 +83,8 @@ def distill_nodes(
     from mobileclip import launch
 
     where = launch.Run(root, code, generation)
-    done = launch.run("distill", config, where, nodes=launch.read_nodes(nodes), task=task, data=io.read(data))
+    inputs = {"data": io.read(data), "teachers": io.read(teachers)}
+    done = launch.run("distill", config, where, nodes=launch.read_nodes(nodes), task=task, **inputs)
     io.hand_over(done, out, metrics)
 
 

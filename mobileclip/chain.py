@@ -59,7 +59,12 @@ CHAIN: tuple[Step, ...] = (
         optional=("teachers",),
     ),
     Step("calibrate", "tune teacher logit scales", {"data": "reinforce"}),
-    Step("distill", "train the student", {"data": "calibrate"}),
+    Step(
+        "distill",
+        "train the student",
+        {"data": "calibrate", "teachers": "train_teacher"},
+        optional=("teachers",),
+    ),
     Step("evaluate", "score student against control", {"data": "calibrate", "student": "distill"}),
     Step("export", "write programs with proof", {"data": "prepare", "student": "distill"}),
     Step(

@@ -218,7 +218,12 @@ def _inputs(row: Step, arguments: argparse.Namespace) -> dict[str, str]:
         inputs["source"] = arguments.source
     if "towers" in row.external:
         inputs["towers"] = arguments.towers
-    return {name: uri for name, uri in inputs.items() if uri or name not in row.optional}
+    return {name: uri for name, uri in inputs.items() if name not in row.optional or _is_there(row, name, uri)}
+
+
+def _is_there(row: Step, name: str, uri: str) -> bool:
+    """Whether an optional input is given; that of an earlier stage counts once the stage has run in this root."""
+    return bool(uri) and (name not in row.inputs or storage.exists(storage.join(uri, "record.json")))
 
 
 def _state(row: Step, params: Params, arguments: argparse.Namespace) -> str:

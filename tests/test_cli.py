@@ -17,6 +17,7 @@ from mobileclip.__main__ import TOOLS, main
 from mobileclip.chain import CHAIN
 from mobileclip.config import Optimizer, Teacher, Training
 from mobileclip.params_file import render
+from tests import tiny_chain
 from tests.stages import shapes
 
 ROOT = Path(__file__).parents[1]
@@ -343,6 +344,17 @@ class TestChain:
         assert (tmp_path / "runs" / "prepare" / "record.json").stat().st_mtime_ns > before
         code, _, err = _main(capsys, "run", *arguments, "--from", "filter", "--to", "prepare")
         assert (code, err.splitlines()[-1]) == (2, "error: run: --from filter comes after --to prepare.")
+
+    def test_teachers_that_were_never_trained_are_no_input(self, capsys, tmp_path, tiny_reinforced):
+        """A dataset alone is a root to distill from."""
+        root = tmp_path / "runs"
+        place = str(root / "calibrate")
+        manifest.write(place, manifest.read(tiny_reinforced).moved(tiny_reinforced, place))
+        params = tiny_chain.write_params(tmp_path / "params.yaml")
+        arguments = ["--params", params, "--root", root, "--from", "distill", "--to", "distill"]
+        assert _main(capsys, "run", *arguments)[0] == 0
+        assert set(json.loads((root / "distill" / "record.json").read_text())["inputs"]) == {"data"}
+        assert "all 1 stages are current" in _main(capsys, "run", *arguments)[2]
 
 
 class TestTools:

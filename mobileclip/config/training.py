@@ -8,7 +8,7 @@ from mobileclip.config.base import Name, Section, Share
 
 
 class Optimizer(Section):
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warm-up, an optional plateau, and cosine decay."""
 
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""
@@ -16,6 +16,8 @@ class Optimizer(Section):
     """Learning rate at the last step."""
     warmup_steps: NonNegativeInt = 1000
     """Steps of linear warm-up from zero."""
+    constant_steps: NonNegativeInt = 0
+    """Steps at the peak rate between warm-up and decay."""
     weight_decay: NonNegativeFloat = 0.2
     """Decoupled weight decay; never applied to norms, biases and the logit scale."""
     beta1: Share = 0.9
@@ -106,6 +108,8 @@ class FinetuneCaptioner(Section):
     """CoCa: an architecture (open_clip's or the project's own), or weights as `hf-hub:...` or `local-dir:...`."""
     pretrained: str = ""
     """open_clip weights tag to start from; empty = from scratch, for an architecture."""
+    context_length: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Longest caption it can read and write in tokens, start and end included; 0 = the model's own."""
     image_weights: str = ""
     """Weights of a timm image trunk (.safetensors) inside the `towers` input; empty = from scratch."""
     lock: bool = False
@@ -173,6 +177,8 @@ class Distill(Section):
     """Ground-truth caption field."""
     teachers: list[Name] = []
     """Teachers to learn from, by column name; empty = the calibrated ensemble, else all in the manifest."""
+    online_teachers: bool = False
+    """Run the teachers in every step instead of reading their stored embeddings: many times the cost, to compare."""
     selection: bool = True
     """Train on the pairs the filter kept, where the manifest has a selection."""
     training: Training = Training()

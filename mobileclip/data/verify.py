@@ -14,8 +14,8 @@ from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.manifest import Column, Manifest, Shard
-from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels
+from mobileclip.models.recorded import load_recorded
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +141,7 @@ def _replay(data: str, content: Manifest, teacher: str, *, teachers: str, sample
         return "not replayed: the `teachers` folder was not given"
     if not column.spec["sha256"]:
         return "not replayed: the column does not say which weights made it"
-    whole = model.startswith(("trained", "hf-hub:", "local-dir:"))  # a published name carries its tag: NAME/TAG
-    name, tag = (model, "") if whole else model.split("/", 1)
-    clip = zoo.load(name, pretrained=tag, trained=teachers)
+    clip = load_recorded(column.spec, trained=teachers)
     if clip.sha256 != column.spec["sha256"]:
         raise IntegrityError(f"teacher '{teacher}': its weights are {clip.sha256[:12]}, not those the column names.")
     generator = torch.Generator().manual_seed(0)

@@ -14,11 +14,12 @@ from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings
 from mobileclip.training.loop import Result
+from mobileclip.training.online import load_teachers, online_teachers, precisions, teacher_inputs
 from mobileclip.training.validation import retrieval_validation
 from mobileclip.training.world import join, one_by_one, train_models
 
 
-def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, float]:
+def run(config: Distill, *, out: str, tracker: Tracker, data: str, teachers: str = "") -> dict[str, float]:
     """Train `out/student` and, with `control`, `out/control` from the same start on the same batches.
 
     Args:
@@ -26,31 +27,24 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, 
         out: Output folder or URI.
         tracker: Gets the learning curves.
         data: Reinforced dataset; its manifest holds teachers, scales and views.
+        teachers: Folder of train_teacher, for those of its teachers that run in the step.
 
     Returns:
         Last losses and validation recall per model.
 
     Raises:
-        ConfigError: A named teacher is not in the manifest, or there is none while lambda is above 0.
+        ConfigError: A named teacher is not in the manifest, or there is none while lambda is above 0, or it cannot be
+            loaded to run in the step.
     """
     content = manifest.read(data)
-    teachers = tuple(config.teachers or content.scales or content.teachers())
-    for name in teachers:
-        if name not in content.teachers():
-            raise ConfigError(f"distill.teachers: got '{name}', the dataset has {content.teachers()}.")
-    wanted = next((key for key in ("distill_weight", "feature_weight") if getattr(config, key) > 0), "")
-    if wanted and not teachers:
-        raise ConfigError(f"distill.{wanted}: got a value above 0, but the dataset has no teacher embeddings.")
-    used = teachers if wanted else ()
-    if config.teacher_biases and len(config.teacher_biases) != len(used):
-        raise ConfigError(f"distill.teacher_biases: got {len(config.teacher_biases)}, want one for each of {used}.")
+    used = _used_teachers(config, content)
     runs = {"student": (_reinforcement(config, content, used), tuple(config.synthetic))}
     if config.control:
         runs["control"] = (Reinforcement(affinity=config.affinity), ())
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
     live = tracker if one_by_one(len(runs)) else None
-    outcomes = train_models([(_train, (config, name, *what, data, out, live)) for name, what in runs.items()])
+    outcomes = train_models([(_train, (config, name, *what, data, teachers, out, live)) for name, what in runs.items()])
     for name, result in zip(runs, outcomes, strict=True):
         results[name] = result
         if live is None:
@@ -66,6 +60,21 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str) -> dict[str, 
     return metrics
 
 
+def _used_teachers(config: Distill, content: Manifest) -> tuple[str, ...]:
+    """The teachers that some term of the loss looks at."""
+    teachers = tuple(config.teachers or content.scales or content.teachers())
+    for name in teachers:
+        if name not in content.teachers():
+            raise ConfigError(f"distill.teachers: got '{name}', the dataset has {content.teachers()}.")
+    wanted = next((key for key in ("distill_weight", "feature_weight") if getattr(config, key) > 0), "")
+    if wanted and not teachers:
+        raise ConfigError(f"distill.{wanted}: got a value above 0, but the dataset has no teacher embeddings.")
+    used = teachers if wanted else ()
+    if config.teacher_biases and len(config.teacher_biases) != len(used):
+        raise ConfigError(f"distill.teacher_biases: got {len(config.teacher_biases)}, want one for each of {used}.")
+    return used
+
+
 def _reinforcement(config: Distill, content: Manifest, teachers: tuple[str, ...]) -> Reinforcement:
     return Reinforcement(
         config.distill_weight, teachers, _scales(content, teachers), config.divergence, config.affinity,
@@ -79,19 +88,23 @@ def _train(
     reinforcement: Reinforcement,
     synthetic: tuple[str, ...],
     data: str,
+    trained: str,
     out: str,
     live: Tracker | None,
 ) -> Result:
     """Train and save one student; where it is not in a process of its own, the tracker follows it live."""
     content = manifest.read(data)
+    names = reinforcement.teachers if config.online_teachers else ()
+    online = load_teachers(content, names, trained=trained)  # before the seed: loading draws, too
     torch.manual_seed(config.seed)  # student and control start from the same weights
     clip = zoo.start(config.model, pretrained=config.pretrained)
     start = snapshot(clip.model) if config.start_share else {}
     recipe = Recipe(
-        clip.preprocess, clip.tokenizer, config.caption_field, synthetic, reinforcement.teachers,
+        clip.preprocess, clip.tokenizer, config.caption_field, synthetic, () if online else reinforcement.teachers,
         views="stored" if content.has("views") else "whole", selection=config.selection, seed=config.seed,
         mix=config.synthetic_share if config.caption_use == "mix" else -1.0, sequential=config.choice == "sequential",
         extra_augment=(config.extra_augment_ops, config.extra_augment_magnitude),
+        online=teacher_inputs(online),
     )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
     result = train_clip(
@@ -99,6 +112,7 @@ def _train(
         key={"data": content.digest(), "config": config.model_dump(mode="json", exclude={"training", "control"})},
         folder=storage.join(out, name), title=name,
         validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
+        online=online_teachers(online, precision=precisions(content, names)) if online else None,
         report=reporter(live) if live else None,
     )  # fmt: skip
     if config.start_share:

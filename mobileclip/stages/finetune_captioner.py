@@ -21,6 +21,7 @@ from mobileclip.evaluation.captions import assess
 from mobileclip.evaluation.exhibits import thumbnail
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
+from mobileclip.models.context import context_length, with_context
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, write_captions
 from mobileclip.models.trunk import TrunkTower, load_trunk
@@ -110,6 +111,8 @@ def _create(config: FinetuneCaptioner, content: Manifest, towers: str) -> tuple[
         licenses.add(clip.license)
     if not isinstance(clip.model, CoCa):
         raise ConfigError(f"finetune_captioner.model: got '{config.model}', want a CoCa, which can write captions.")
+    if config.context_length not in {0, context_length(clip)}:
+        clip = with_context(clip, config.context_length)
     if config.image_weights or config.lock:
         _load_trunk(clip, config, towers)
     words = {word for license_ in licenses for word in license_.split(" AND ")}
@@ -175,7 +178,7 @@ def _held_out(config: FinetuneCaptioner, data: str, content: Manifest) -> list[S
 
 def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> tuple[dict[str, float], list[Any]]:
     """Scores of one greedy caption per held-out image, and for those shown that caption with two drawn ones."""
-    length = min(int(clip.config["text_cfg"].get("context_length", 77)), int(clip.model.context_length))  # type: ignore[arg-type]
+    length = context_length(clip)
     greedy = Sampling("greedy", min_tokens=1, max_tokens=length)
     drawn = Sampling("top_p", min_tokens=1, max_tokens=length)
     size, interpolation = clip.preprocess.size, clip.preprocess.interpolation

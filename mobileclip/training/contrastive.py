@@ -90,7 +90,7 @@ def train_clip(
         add_logit_bias(clip)
     trained: nn.Module = model
     if reinforcement.feature_weight:
-        trained = Projected(model, clip.embed_dim, _teacher_dims(dataset, reinforcement.teachers))
+        trained = Projected(model, clip.embed_dim, _teacher_dims(dataset, reinforcement.teachers, online))
     objective = clip_objective(clip, reinforcement, config, world, trained=trained, online=online)
     if config.grad_checkpointing:
         set_grad_checkpointing(model)
@@ -240,9 +240,11 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # a module's name must hold no dot
 
 
-def _teacher_dims(dataset: PairDataset, teachers: Sequence[str]) -> dict[str, int]:
-    item = dataset[0, 0]
-    return {name: int(item[f"teacher_image.{name}"].shape[0]) for name in teachers}
+def _teacher_dims(dataset: PairDataset, teachers: Sequence[str], online: TeacherFeatures | None) -> dict[str, int]:
+    batch = {name: value[None] for name, value in dataset[0, 0].items()}
+    if online is not None:
+        batch = online(batch)
+    return {name: int(batch[f"teacher_image.{name}"].shape[1]) for name in teachers}
 
 
 def _biases(reinforcement: Reinforcement) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""AdamW with the papers' parameter groups, and warm-up followed by cosine decay."""
+"""AdamW with the papers' parameter groups, and warm-up, an optional plateau, and cosine decay."""
 
 import math
 
@@ -23,8 +23,9 @@ def create_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
 
 
 def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
-    """The rate of a step (0-based): linear warm-up to `lr`, then a half cosine down to `lr_end`."""
+    """The rate of a step (0-based): linear warm-up to `lr`, there for a while, then a half cosine down to `lr_end`."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    start = config.warmup_steps + config.constant_steps
+    share = max(0, step - start) / max(1, steps - start)
     return config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * share)) / 2

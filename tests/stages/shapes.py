@@ -16,9 +16,18 @@ SHAPES = ("circle", "square", "triangle", "cross")
 
 
 def make(
-    folder: Path, *, sizes: tuple[int, ...] = (20, 28, 36), shard_samples: int = 16, validation: bool = True
-) -> str:
-    """Draw every color, shape and size, prepare them (the middle size is the validation split), return the folder."""
+    folder: Path, *, sizes: tuple[int, ...] = (20, 28, 36), shard_samples: int = 16, validation: bool = True,
+    tail: str = "",
+) -> str:  # fmt: skip
+    """Draw every color, shape and size, prepare them (the middle size is the validation split), return the folder.
+
+    Args:
+        folder: Gets `source` and `prepare`.
+        sizes: Of the shapes [px].
+        shard_samples: Samples of a shard.
+        validation: Hold out a split.
+        tail: What every better caption ends with.
+    """
     source = folder / "source"
     source.mkdir(parents=True)
     rows = []
@@ -29,7 +38,9 @@ def make(
         rows.append(
             {
                 "image": name, "captions": [f"{color} {shape}", f"{shape}, {color}"],
-                "descriptions": [f"a picture of a {color} {shape} on white", f"a drawing that shows a {color} {shape}"],
+                "descriptions": [
+                    f"a picture of a {color} {shape} on white{tail}", f"a drawing that shows a {color} {shape}{tail}",
+                ],
                 "license": "CC0-1.0", "split": "validation" if held_out else "train",
             }
         )  # fmt: skip

@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from mobileclip import manifest
-from mobileclip.config import Distill, Optimizer, Training
+from mobileclip.config import Distill, Optimizer, TeacherRef, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
-from mobileclip.stages import distill
+from mobileclip.stages import distill, reinforce
 from mobileclip.training.losses import reinforced_loss
 
 CONFIG = Distill(
@@ -202,3 +202,67 @@ def test_a_fine_tuned_student_keeps_its_share_of_the_start_and_its_license(calib
             torch.testing.assert_close(value, 0.4 * first[name] + 0.6 * last[name], rtol=1e-5, atol=1e-6)
     assert "apple-amlr" in end.license
     assert str(tmp_path) not in (tmp_path / "end" / "student" / "model.json").read_text()
+
+
+class TestOnlineTeachers:
+    """Teachers that run in the step, against their own embeddings stored without rounding."""
+
+    CONFIG = CONFIG.model_copy(
+        update={
+            "control": False, "feature_weight": 0.3, "distill_weight": 1.0,
+            "training": CONFIG.training.model_copy(update={"steps": 6, "log_every": 1}),
+        }
+    )  # fmt: skip
+
+    @pytest.fixture(scope="class")
+    def whole(self, tiny_captioned, tiny_teachers, reinforce_config, tmp_path_factory) -> str:
+        """A dataset of two teachers with float32 embeddings."""
+        teachers = [TeacherRef(name=name, model=f"trained:{name}") for name in ("first", "second")]
+        config = reinforce_config.model_copy(update={"dtype": "float32", "teachers": teachers})
+        out = str(tmp_path_factory.mktemp("whole"))
+        reinforce.run(config, out=out, tracker=LogTracker(), data=tiny_captioned, teachers=tiny_teachers)
+        return out
+
+    def _curve(self, out, data, **changes):
+        given = {"teachers": changes.pop("trained")} if "trained" in changes else {}
+        config = self.CONFIG.model_copy(update=changes)
+        distill.run(config, out=str(out), tracker=LogTracker(), data=data, **given)
+        return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+    def test_the_curve_is_that_of_stored_embeddings(self, whole, tiny_teachers, tmp_path):
+        stored = self._curve(tmp_path / "stored", whole)
+        online = self._curve(tmp_path / "online", whole, online_teachers=True, trained=tiny_teachers)
+        assert len(online) == 6
+        for one, other in zip(online, stored, strict=True):
+            assert one.keys() == other.keys()
+            for key in ("loss", "loss/distill", "loss/feature", "logit_scale", "grad_norm"):
+                assert one[key] == pytest.approx(other[key], rel=1e-4), (key, other["step"])
+        assert online[0]["teacher_agreement"] == stored[0]["teacher_agreement"]
+        cards = [json.loads((tmp_path / n / "student" / "model.json").read_text()) for n in ("stored", "online")]
+        assert {**cards[0], "sha256": ""} == {**cards[1], "sha256": ""}
+
+    def test_a_bit_of_them_changes_the_curve(self, whole, tiny_teachers, tmp_path):
+        """What the comparison above can see: one teacher less."""
+        online = self._curve(
+            tmp_path, whole, online_teachers=True, trained=tiny_teachers, teachers=["first"], control=True
+        )
+        stored = self._curve(tmp_path / "stored", whole)
+        assert abs(online[0]["loss/distill"] - stored[0]["loss/distill"]) > 1e-3
+        assert online[-1]["model"] == "control"  # which has no teacher, on the same batches
+        assert online[-1]["loss/distill"] == 0
+
+    @pytest.mark.parametrize(
+        ("given", "error", "match"),
+        [
+            (False, ConfigError, "cannot be loaded: model: got 'trained:first', but there is no input folder with "),
+            (True, DataError, r"has weights [0-9a-f]{12}, the stored embeddings are of [0-9a-f]{12}\.$"),
+        ],
+    )
+    def test_other_teachers_or_none_are_refused(self, whole, tmp_path, given, error, match):
+        torch.manual_seed(99)
+        zoo.save(str(tmp_path / "first"), zoo.create("tiny-mci"), license="CC0-1.0", card={})
+        trained = {"trained": str(tmp_path)} if given else {}
+        with pytest.raises(error, match=f"^distill.online_teachers: teacher 'first' {match}") as caught:
+            self._curve(tmp_path / "out", whole, online_teachers=True, **trained)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()

@@ -1,7 +1,6 @@
 """The captioner's training on small pictures: it learns, resumes, inherits licenses, and refuses what it must."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from mobileclip.models import generation, zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import finetune_captioner
 from mobileclip.training.captioning import coca_objective
-from mobileclip.training.frozen import FrozenTrunk, freeze_trunk
+from mobileclip.training.frozen import freeze_trunk
 from mobileclip.training.world import join
 from tests.stages import shapes
 
@@ -162,6 +161,29 @@ def test_wrong_inputs_are_refused(data, tmp_path):
         run_stage("finetune_captioner", section, out=tmp_path / "x", data=data)
 
 
+def test_a_longer_context_is_learned_and_saved(trained, tmp_path):
+    """Captions of more than 60 tokens, by a captioner whose weights know 32 places."""
+    long = shapes.make(tmp_path / "data", tail=" and nothing else is there to be seen" * 7)
+    texts = next(read_samples(long, manifest.read(long), "train")).metadata["descriptions"]
+    words: dict[int, float] = {}
+    for length in (80, 0):
+        config = FinetuneCaptioner(
+            model=f"local-dir:{trained[0]}",
+            context_length=length,
+            held_out_samples=2,
+            finetune=_training(50 if length else 1),
+        )
+        out = tmp_path / str(length)
+        metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=long)
+        words[length] = metrics["finetune/validation/words/mean"]
+        clip = zoo.load("trained", trained=str(out))
+        assert clip.tokenizer(["x"]).shape == (1, length or 32)
+        assert len(clip.model.text.positional_embedding) == (length or 32) + 1
+    assert int((clip.tokenizer(texts) != 0).sum(dim=1).min()) == 32  # cut
+    assert words[0] <= 30
+    assert words[80] > 50
+
+
 def test_off_trains_nothing(tmp_path):
     config = CONFIG.model_copy(update={"enabled": False})
     assert finetune_captioner.run(config, out=str(tmp_path / "x"), tracker=LogTracker(), data="nowhere") == {}
@@ -224,22 +246,40 @@ class TestFrozenTrunk:
         for name in seen:
             torch.testing.assert_close(stored[name], seen[name], rtol=1e-5, atol=1e-5)
 
-    def test_dropout_hangs_on_seed_and_step_alone(self, data):
-        torch.manual_seed(0)
-        clip, content = zoo.create("lite-coca"), manifest.read(data)
-        dataset = PairDataset(data, content, Recipe(clip.preprocess, clip.tokenizer, views="whole"))
-        whole = freeze_trunk(clip, data, content)
-        dropped = replace(whole, dropout=0.25)
+    def test_dropout_is_of_the_training_alone_and_goes_on_after_a_kill(self, data, towers, tmp_path, monkeypatch):
+        """The stream of the masks is in the checkpoint: a resumed run ends with the same weights."""
+        inputs = {"tracker": LogTracker(), "data": data, "towers": str(towers)}
+        config = self.CONFIG.model_copy(
+            update={"dropout": 0.25, "pretrain": _training(4, checkpoint_every=2), "finetune": _training(1)}
+        )
 
-        def steps(trunk: FrozenTrunk, first: int) -> list[torch.Tensor]:
-            return [batch["features"] for batch in trunk.source(dataset, total=8, own=slice(None), seed=3)(first, 4)]
+        def weights(name: str, **changes) -> str:
+            finetune_captioner.run(config.model_copy(update=changes), out=str(tmp_path / name), **inputs)
+            return json.loads((tmp_path / name / "model.json").read_text())["sha256"]
 
-        run, resumed, kept = steps(dropped, 0), steps(dropped, 2), steps(whole, 0)
-        assert all(map(torch.equal, run[2:], resumed))
-        for got, full in zip(run, kept, strict=True):
-            left = got != 0
-            torch.testing.assert_close(got[left], full[left] / 0.75)
-            assert abs(float(1 - left.sum() / (full != 0).sum()) - 0.25) < 0.02
+        whole = weights("whole")
+        assert whole != weights("kept", dropout=0.0)
+        train = finetune_captioner.train_captioner
+
+        def stop(*args, **kwargs):
+            kwargs["validate"] = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+            return train(*args, **kwargs)
+
+        monkeypatch.setattr(finetune_captioner, "train_captioner", stop)
+        with pytest.raises(KeyboardInterrupt):
+            weights("cut")
+        monkeypatch.undo()
+        torch.set_num_threads(1)
+        assert (tmp_path / "cut/pretrain/checkpoint/step-000000002/state.json").exists()
+        torch.manual_seed(12345)  # as another process would stand elsewhere
+        assert weights("cut") == whole
+
+    def test_no_training_picture_is_refused(self, data, towers, tmp_path):
+        content = manifest.read(data).moved(data, str(tmp_path / "data"))
+        manifest.write(str(tmp_path / "data"), content.model_copy(update={"shards": content.split("validation")}))
+        given = {"data": str(tmp_path / "data"), "towers": str(towers)}
+        with pytest.raises(DataError, match=r"^data: no sample of split train in '.*data'\.$"):
+            finetune_captioner.run(self.CONFIG, out=str(tmp_path / "out"), tracker=LogTracker(), **given)
 
     @pytest.mark.parametrize(
         ("changes", "given", "sentence"),
