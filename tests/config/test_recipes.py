@@ -10,6 +10,7 @@ from mobileclip.config import Params, read_params
 from mobileclip.config.recipes import about
 from mobileclip.errors import ConfigError
 from mobileclip.models.published import VARIANTS, variant_of_hub
+from mobileclip.training.optimizer import learning_rate
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "recipes"
@@ -125,6 +126,7 @@ class TestShipped:
         [
             ("mobileclip-s0-12m", ("MobileCLIP-S0", 30_000, 8192, 2000, 1e-6, 0.9995, 1.0, 30, 5, [100, 100])),
             ("mobileclip-b-1b", ("MobileCLIP-B", 200_000, 65_536, 2000, 1e-6, 0.9995, 0.75, 10, 5, [100, 100])),
+            ("mobileclip-b-lt-1b", ("MobileCLIP-B-LT", 600_000, 65_536, 2000, 1e-6, 0.9995, 0.75, 10, 5, [100, 100])),
             ("mobileclip2-b-12m", ("MobileCLIP2-B", 30_000, 8192, 1000, 0.0, 0.0, 1.0, 30, 5, [70, 60])),
             ("mobileclip2-s0-2b", ("MobileCLIP2-S0", 200_000, 65_536, 10_000, 1e-6, 0.0, 1.0, 2, 5, [70, 60])),
             ("mobileclip2-b-2b", ("MobileCLIP2-B", 200_000, 65_536, 2000, 1e-6, 0.0, 1.0, 2, 5, [70, 60])),
@@ -144,6 +146,13 @@ class TestShipped:
         adam = (t.optimizer.lr, t.optimizer.weight_decay, t.optimizer.beta1, t.optimizer.beta2)
         assert adam == (1e-3, 0.2, 0.9, 0.95)
         assert t.precision == "bfloat16"
+        assert not t.global_batch_norm  # the scripts' option for it is off
+
+    def test_the_long_training_holds_its_rate_for_half_of_it(self):
+        training = _read("mobileclip-b-lt-1b").distill.training
+        rates = [learning_rate(training.optimizer, step=n, steps=training.steps) for n in (2_000, 299_999, 450_000)]
+        assert rates[:2] == [1e-3, 1e-3]
+        assert rates[2] == pytest.approx((1e-3 + 1e-6) / 2)
 
     def test_recipes_to_put_over_others(self):
         found = _read("mobileclip-s0-12m", "retrieval")
