@@ -107,10 +107,14 @@ def build_remote(
     if not recurring:
         place = _claimed(pipeline, root)
         chosen["generation"] = kubeflow_run.claim(place, {**wanted, "nonce": nonce}) if visible else nonce[:12]
-    size = len(json.dumps(chosen))
-    if size > MAX_BYTES:
-        raise ConfigError(f"params: the run's parameters are {size} bytes, the server takes {MAX_BYTES}.")
+    if size(chosen) > MAX_BYTES:
+        raise ConfigError(f"params: the run's parameters are {size(chosen)} bytes, the server takes {MAX_BYTES}.")
     return chosen
+
+
+def size(chosen: Mapping[str, Any]) -> int:
+    """Bytes of a run's parameters as the server counts them: JSON without white space."""
+    return len(json.dumps(chosen, separators=(",", ":")))
 
 
 def _choose(

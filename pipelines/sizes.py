@@ -1,7 +1,6 @@
 """`python -m pipelines.sizes --shards 65536`: sizes of packages and parameters, against what the platform takes."""
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -76,7 +75,7 @@ def measure(name: str, *, profile: str, shards: int, groups: int) -> Size:
     pods = sum("executorLabel" in document["components"][t["componentRef"]["name"]] for t in tasks) + loops * (
         groups - 1
     )
-    return Size(name, len(text.encode()), len(tasks), len(json.dumps(given)), pods, -(-shards // groups))
+    return Size(name, len(text.encode()), len(tasks), arguments.size(given), pods, -(-shards // groups))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
