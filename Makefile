@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 ROOT ?= runs/demo
 
-.PHONY: help setup system demo test lint format bench images results compile ui clean
+.PHONY: help setup system demo test test-slow lint format bench images results compile ui clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,8 +27,13 @@ demo: setup  ## Fetch the demo's pictures and run the whole chain on them
 	@# 3: the gate refused the student, which is a result of the run and not a failure of it
 	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers || [ $$? -eq 3 ]
 
-test: setup system  ## Run all tests
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+PYTEST = OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+
+test: setup system  ## Run the tests
+	$(PYTEST) -m "not slow"
+
+test-slow: setup  ## Run the long tests: three doors, kills, converters; containers and a cluster where there are some
+	$(PYTEST) -m slow
 
 lint: setup  ## Ruff and mypy
 	$(RUN) ruff check .

@@ -24,6 +24,8 @@ from tests.cluster.jobs import make_job
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(server, namespace):

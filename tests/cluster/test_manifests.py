@@ -58,6 +58,7 @@ def missing(wanted, held, place=""):
     return [] if wanted == held else [f"{place}: {wanted!r} became {held!r}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("render", [plain, by_kubectl])
 def test_a_server_takes_everything_and_keeps_it_whole(operator, folder, render):
     objects = render(folder)

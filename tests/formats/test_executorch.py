@@ -10,6 +10,8 @@ from mobileclip.formats import executorch, programs
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {"float32": 1e-5, "float16": 0.03, "int8": 0.25}
 
 

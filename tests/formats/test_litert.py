@@ -9,6 +9,8 @@ from mobileclip.formats import environment, litert, programs
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {"float32": 1e-5, "int8": 0.25, "int8_weights": 0.25}
 
 

@@ -47,6 +47,7 @@ def test_weights_alone(towers, reference, calibration, tmp_path):
         assert (error <= scales.reshape(shape) * 0.5001).all()
 
 
+@pytest.mark.slow
 def test_calibrated_program_keeps_the_layers_its_budget_demands(towers, reference, calibration, tmp_path):
     loose = {"max_error_int8": 10, "max_kept": 0}
     plain = _build(["float32", "int8_static"], towers, reference, calibration, tmp_path / "a", **loose)

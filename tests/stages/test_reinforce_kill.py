@@ -18,6 +18,8 @@ from mobileclip.report import LogTracker
 from mobileclip.stages import reinforce
 from tests import s3
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 FORK = multiprocessing.get_context("fork")
 Run = Callable[[str], None]

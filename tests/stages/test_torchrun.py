@@ -17,6 +17,8 @@ from mobileclip.stages import distill
 from tests import tiny_chain
 from tests.training.test_world import ROOT
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 ENVIRONMENT = {**os.environ, "MOBILECLIP_TRACKING": "off", "OMP_NUM_THREADS": "1"}
 
