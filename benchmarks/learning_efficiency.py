@@ -20,6 +20,7 @@ import torch
 from benchmarks import results
 from mobileclip import manifest
 from mobileclip.config import Params, read_params
+from mobileclip.data.embeddings import as_stored
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import read_samples
@@ -27,7 +28,8 @@ from mobileclip.evaluation.retrieval import best_ranks
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.parallel import one_thread, run_all
-from mobileclip.training.contrastive import Reinforcement, train_clip
+from mobileclip.training.contrastive import Reinforcement, TeacherFeatures, train_clip
+from mobileclip.training.objective import Batch
 
 POINTS = 6
 """Points of a learning curve."""
@@ -44,6 +46,7 @@ class Variant:
         scale_factor: Multiplies the calibrated logit scales.
         views: Stored views used; 0 = all.
         captions: Synthetic captions used; 0 = all.
+        dtype: Storage type that the teachers' embeddings go through before they are learned from; empty = as stored.
     """
 
     synthetic: bool = True
@@ -52,6 +55,7 @@ class Variant:
     scale_factor: float = 1.0
     views: int = 0
     captions: int = 0
+    dtype: str = ""
 
 
 MAIN = {
@@ -70,6 +74,8 @@ ABLATIONS = {
     "1 view": Variant(views=1),
     "2 views": Variant(views=2),
     "1 synthetic caption": Variant(captions=1),
+    "int8 targets": Variant(dtype="int8"),
+    "bfloat16 targets": Variant(dtype="bfloat16"),
 }
 
 
@@ -133,13 +139,22 @@ def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list
     result = train_clip(
         clip, PairDataset(data, content, recipe), training, reinforcement=Reinforcement(weight, teachers, scales),
         seed=seed, key={"variant": name, "seed": seed}, folder=f"{root}/.benchmark/{name}", title=f"{name}, {seed}",
-        validate=scorer(clip, data, content),
+        validate=scorer(clip, data, content), online=restored(variant.dtype) if variant.dtype else None,
     )  # fmt: skip
     keys = [key for key in result.history[0] if key.startswith("validation/")]
     return [
         {"samples": p["samples"], **{k.removeprefix("validation/"): round(p[k], 6) for k in keys}}
         for p in result.history
     ]
+
+
+def restored(dtype: str) -> TeacherFeatures:
+    """A function that gives a batch's teacher embeddings as they are after being stored in a type (see `Variant`)."""
+
+    def run(batch: Batch) -> Batch:
+        return {name: as_stored(value, dtype) for name, value in batch.items() if name.startswith("teacher_")}
+
+    return run
 
 
 def scorer(clip: zoo.Clip, data: str, content: manifest.Manifest) -> Callable[[], dict[str, float]]:

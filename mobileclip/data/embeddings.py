@@ -29,6 +29,21 @@ def encode(features: torch.Tensor, counts: Sequence[int], dtype: str) -> Tensors
     return {"features": features.to(_TYPES[dtype]), "counts": ends}
 
 
+def as_stored(features: torch.Tensor, dtype: str) -> torch.Tensor:
+    """What is read back of vectors that are stored in a type.
+
+    Args:
+        features: float32 [rows, dim].
+        dtype: As for `encode`.
+
+    Returns:
+        float32 [rows, dim].
+    """
+    stored = encode(features, [len(features)], dtype)
+    vectors = stored["features"].float()
+    return vectors * stored["scales"].float()[:, None] if "scales" in stored else vectors
+
+
 def decode_row(reader: ColumnReader, sample: int, index: int) -> torch.Tensor:
     """One vector of one sample as float32 [dim]; only its bytes are read."""
     position = int(reader.row("counts", sample)) + index

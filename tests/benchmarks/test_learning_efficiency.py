@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import learning_efficiency, results
-from mobileclip.config import Calibrate
+from mobileclip import manifest
+from mobileclip.config import Calibrate, Params
+from mobileclip.data.loader import PairDataset, Recipe, batches
+from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import calibrate
 from tests.tiny_chain import params, write_params
@@ -52,6 +55,23 @@ def test_the_page_has_a_row_for_each_variant_and_the_figure(study):
     assert all(f"| {name} | 2 |" in text for name in learning_efficiency.MAIN)
     assert "| chance |" in text
     assert (study[0] / "docs" / "figures" / "learning.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_targets_of_another_type_are_an_ablation(study, tiny_reinforced):
+    """Same draws, other teacher embeddings: near the stored ones, and not theirs."""
+    root, _ = study
+    (curve,) = learning_efficiency.run_one(str(root), Params.model_validate(params()), "int8 targets", 0, 1)
+    assert set(curve) > {"samples", "seen/r1", "unseen/r10"}
+    content = manifest.read(tiny_reinforced)
+    clip = zoo.create("tiny-mci")
+    recipe = Recipe(clip.preprocess, clip.tokenizer, synthetic=("coca",), teachers=("first",))
+    dataset = PairDataset(tiny_reinforced, content, recipe)
+    batch = next(batches(dataset, batch_size=8, first_step=0, last_step=1, seed=0, workers=0))
+    found = learning_efficiency.restored("int8")(batch)
+    assert set(found) == {"teacher_image.first", "teacher_text.first", "teacher_synthetic.first"}
+    for name, value in found.items():
+        assert not torch.equal(value, batch[name])
+        assert float(torch.cosine_similarity(value, batch[name]).min()) > 0.999
 
 
 @given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect
-from mobileclip.data.embeddings import decode_all, decode_row, encode
+from mobileclip.data.embeddings import as_stored, decode_all, decode_row, encode
 from mobileclip.manifest import Manifest, Shard
 
 COUNTS = [3, 0, 2, 5]
@@ -37,6 +37,7 @@ def test_rounding_and_size(tmp_path, features, dtype, relative, size):
     stored, counts = decode_all(_stored(tmp_path, tensors))
     assert stored.dtype == torch.float32
     assert counts.tolist() == [0, 3, 3, 5, 10]
+    assert torch.equal(as_stored(features, dtype), stored)
     error = (stored - features).abs()
     if relative is None:
         # Half a step of 1/127 of the largest value, plus float16's rounding of the step itself.
