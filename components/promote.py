@@ -19,6 +19,7 @@ def promote(
     out: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     card: dsl.Output[dsl.Markdown],
+    report: dsl.Output[dsl.HTML],
 ) -> None:
     """Register the student with its evidence and let the gates decide on the champion alias.
 
@@ -35,6 +36,7 @@ def promote(
         out: Reference to verdicts, lineage and model card.
         metrics: The stage's numbers.
         card: The model card.
+        report: The page of the whole run: decision, champion, latency, programs, results, lineage.
     """
     from mobileclip import kubeflow_io as io
     from mobileclip import kubeflow_run as stages
@@ -44,3 +46,4 @@ def promote(
     done = stages.run("promote", config, where, student=given, evaluation=scores, programs=exported)
     io.hand_over(done, out, metrics)
     io.show_file(done, "model_card.md", card)
+    io.show_file(done, "release.html", report)
