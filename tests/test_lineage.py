@@ -55,6 +55,16 @@ class TestTrace:
         assert (stage, name, uri) == ("prepare", "source", str(chain / "raw"))
         assert digest == entry.input_digest(str(chain / "raw"))
 
+    def test_looks_for_raw_pictures_in_no_folder_of_runs(self, chain, monkeypatch):
+        """It may hold all that was ever run, and files that are no business of this user."""
+        digest, asked = entry.input_digest, []
+        monkeypatch.setattr(entry, "input_digest", lambda uri: asked.append(Path(uri).resolve()) or digest(uri))
+        roots = [str(chain / "distill" / ".."), str(chain.parent), str(chain / "raw")]
+        found = trace(str(chain / "distill"), roots=roots)
+        assert found.outside[0][3] == str(chain / "raw")
+        assert (chain / "raw").resolve() in asked
+        assert not {chain.resolve(), chain.parent.resolve()} & set(asked)
+
     def test_does_not_depend_on_where_the_folders_are(self, chain, tmp_path):
         before = view.as_dict(trace(str(chain / "filter")))
         shutil.move(chain, tmp_path / "elsewhere")

@@ -162,7 +162,7 @@ def _follow(target: str, index: Mapping[str, str], start: str, roots: Sequence[s
             if made_by:
                 waiting.append(made_by)
             elif name in external:
-                found.outside.append((node.stage, name, wanted, _raw_folder(wanted, roots)))
+                found.outside.append((node.stage, name, wanted, _raw_folder(wanted, roots, index)))
             else:
                 found.lost.append((node.stage, name, wanted))
     return found
@@ -279,15 +279,22 @@ def _part_of(digest: str, index: Mapping[str, str]) -> str:
     return ""
 
 
-def _raw_folder(digest: str, roots: Sequence[str]) -> str:
+def _raw_folder(digest: str, roots: Sequence[str], index: Mapping[str, str]) -> str:
     """The root that holds exactly these raw files; empty where none does."""
     for root in roots:
+        if any(_within(folder, root) for folder in index.values()):
+            continue  # a folder of runs is no raw input, and hashing it would read everything that was ever run there
         try:
             if entry.input_digest(root) == digest:
                 return root
         except MobileClipError:
             continue
     return ""
+
+
+def _within(folder: str, root: str) -> bool:
+    inner, outer = (uri if storage.is_s3(uri) else str(Path(uri).resolve()) for uri in (folder, root))
+    return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def _names(node: Node) -> list[str]:
