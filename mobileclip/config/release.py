@@ -110,6 +110,17 @@ class Export(Section):
     """Split whose samples calibrate int8 programs and choose the layers they keep in float32."""
     calibration_samples: Annotated[int, Field(ge=2)] = 32
     """Samples of calibration."""
+    qat_steps: NonNegativeInt = 0
+    """Steps of quantization-aware fine-tuning of the image tower on `calibration_split`, where its `int8_static`
+    program misses the budget without; 0 = none."""
+    qat_learning_rate: PositiveFloat = 3e-5
+    """Learning rate of its first step; it falls to 0 along a cosine."""
+    qat_batch_size: Annotated[int, Field(ge=2)] = 32
+    """Samples per step of it."""
+    qat_teacher_weight: NonNegativeFloat = 0.01
+    """Weight of the teachers' stored affinities beside the tower's own embeddings, where the dataset has them."""
+    qat_seed: NonNegativeInt = 0
+    """Seed of its order and draws."""
     zero_shot_field: str = "group"
     """Metadata field that holds the class name for the programs' zero-shot accuracy; samples without it do not count;
     empty = none."""

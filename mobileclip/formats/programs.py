@@ -3,19 +3,21 @@
 import functools
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError
 from mobileclip.formats import contract, environment, proof, registry, sensitivity
 from mobileclip.formats.contract import Program, Tower
-from mobileclip.formats.job import Job, Written
+from mobileclip.formats.job import BATCH, Job, Written
 from mobileclip.formats.proof import Reference
 from mobileclip.formats.runtime import load_program
 from mobileclip.formats.towers import IMAGE_INPUT, IMAGE_OUTPUT, TEXT_INPUT, TEXT_OUTPUT, Towers
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 LAYERS_FILE = "layers.json"
 TOWERS: tuple[Tower, ...] = ("image", "text")
+STATIC = "int8_static"
 NAMES = {"image": (IMAGE_INPUT, IMAGE_OUTPUT), "text": (TEXT_INPUT, TEXT_OUTPUT)}
 
 
@@ -74,6 +77,7 @@ def build(
     folder: Path,
     *,
     calibrate: Callable[[], Reference] | None = None,
+    tune: Callable[[Reference], nn.Module] | None = None,
 ) -> list[Program]:
     """Write and prove every planned program.
 
@@ -83,6 +87,8 @@ def build(
         reference: The student's own embeddings.
         folder: Where the files go; nothing else writes there. `layers.json` goes there too, where layers were chosen.
         calibrate: Draws samples that are not those of the proof; called when an int8 program asks for them.
+        tune: Fine-tunes the image tower for int8 on those samples' ranges; called once, when a static int8 program
+            misses its budget without.
 
     Raises:
         ConfigError: A format cannot be written here.
@@ -90,7 +96,8 @@ def build(
     """
     drawn = functools.cache(calibrate or (lambda: reference))
     progress = tqdm(plan(config), desc="export", unit="program", disable=None)
-    made = [_write_and_prove(item, config, towers, reference, folder, drawn) for item in progress]
+    tuned = functools.cache(lambda: replace(towers, image=tune(drawn()))) if tune else None
+    made = [_write_and_prove(item, config, towers, reference, folder, drawn, tuned) for item in progress]
     layers = {program.path: written.layers for program, written in made if written.layers}
     if layers:
         (folder / LAYERS_FILE).write_text(json.dumps(layers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -125,21 +132,61 @@ def write(
 
 
 def _write_and_prove(
-    item: Plan, config: Export, towers: Towers, reference: Reference, folder: Path, calibrate: Callable[[], Reference]
+    item: Plan,
+    config: Export,
+    towers: Towers,
+    reference: Reference,
+    folder: Path,
+    calibrate: Callable[[], Reference],
+    tuned: Callable[[], Towers] | None,
 ) -> tuple[Program, Written]:
     path = folder / item.file_name
     example = torch.from_numpy(reference.inputs(item.tower)[: max(2, config.batch)])
-    made = write(item, config, towers, example=example, folder=folder, calibrate=calibrate)
-    figures = {**proof.prove(load_program(path, threads=1), item.tower, reference), **made.figures}
+    before: dict[str, float] = {}
+    if tuned is not None and item.precision == STATIC:
+        before = _post_training(item, config, towers, reference, example, calibrate)
+    if tuned is not None and before:
+        # In a folder of its own: exporters start from the float32 program of the tower beside them.
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            made = write(item, config, tuned(), example=example, folder=Path(name), calibrate=calibrate)
+            (Path(name) / item.file_name).replace(path)
+    else:
+        made = write(item, config, towers, example=example, folder=folder, calibrate=calibrate)
+    figures = {**proof.prove(load_program(path, threads=1), item.tower, reference), **made.figures, **before}
     budget = budgets(config)[item.precision]
     logger.info("%s: error %.3g of %g", item.file_name, figures["error"], budget)
     proof.check(item.file_name, figures, budget, layers=sensitivity.describe(made.layers))
+    settings = made.settings | ({"qat_steps": config.qat_steps} if before else {})
     program = Program(
         tower=item.tower, format=item.format, precision=item.precision, kept_in_float=sorted(made.keep),
-        settings=made.settings, budget=budget, executed=registry.FORMATS[item.format].executed, figures=figures,
+        settings=settings, budget=budget, executed=registry.FORMATS[item.format].executed, figures=figures,
         **contract.describe(path, root=folder).model_dump(),
     )  # fmt: skip
     return program, made
+
+
+def _post_training(
+    item: Plan,
+    config: Export,
+    towers: Towers,
+    reference: Reference,
+    example: torch.Tensor,
+    calibrate: Callable[[], Reference],
+) -> dict[str, float]:
+    """Figures of the static int8 program of the tower as it is, no layer kept; empty where it meets its budget."""
+    plain = config.model_copy(update={"max_kept": 0.0})
+    with tempfile.TemporaryDirectory(prefix="mobileclip-int8-") as name:
+        write(item, plain, towers, example=example, folder=Path(name), calibrate=calibrate)
+        encode = load_program(Path(name) / item.file_name, threads=1)
+        # Whether to train is decided on the calibration samples: the proof's must have no say in it.
+        drawn = calibrate()
+        got = proof.encode_in_batches(encode, drawn.inputs(item.tower), BATCH)
+        error = proof.relative_error(got, drawn.features(item.tower))
+        logger.info("%s: error %.3g without fine-tuning, on calibration samples", item.file_name, error)
+        if error <= sensitivity.MARGIN * budgets(config)[item.precision]:
+            return {}
+        figures = proof.prove(encode, item.tower, reference)
+    return {f"post_training/{name}": value for name, value in figures.items()}
 
 
 def budgets(config: Export) -> dict[str, float]:

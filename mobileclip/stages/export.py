@@ -11,8 +11,8 @@ from typing import Any
 from mobileclip import manifest, storage
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
-from mobileclip.errors import DataError, IntegrityError
-from mobileclip.formats import bundle, contract, golden, latency, programs, proof, shipping, terms, tokenizer
+from mobileclip.errors import ConfigError, DataError, IntegrityError
+from mobileclip.formats import bundle, contract, golden, latency, programs, proof, qat, shipping, terms, tokenizer
 from mobileclip.formats.contract import Contract, File, Program
 from mobileclip.formats.proof import Reference
 from mobileclip.formats.towers import Towers, has_clip_tokenizer, split
@@ -42,10 +42,16 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
         Figures of every program, `FORMAT/TOWER/PRECISION/FIGURE`, and bank, `prompt_bank/NAME/FIGURE`.
 
     Raises:
+        ConfigError: Quantization-aware fine-tuning would see the samples of the proof.
         DataError: No usable checkpoint, or too few samples.
         IntegrityError: The checkpoint's weights are not the ones its card was written for.
         ExportError: A program misses its budget.
     """
+    if config.qat_steps and config.split == config.calibration_split:
+        raise ConfigError(
+            f"export.qat_steps: got {config.qat_steps} while split and calibration_split are both '{config.split}', "
+            "want two that differ: fine-tuning must not see the samples of the proof."
+        )
     page = shipping.page_files(config)
     clip = load_student(student)
     content = manifest.read(data)
@@ -55,8 +61,10 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     with tempfile.TemporaryDirectory(prefix="mobileclip-export-") as name:
         folder = Path(name)
         written = programs.build(
-            config, towers, reference, folder, calibrate=functools.partial(_calibration, config, clip, data, content)
-        )
+            config, towers, reference, folder,
+            calibrate=functools.partial(_calibration, config, clip, data, content),
+            tune=functools.partial(qat.tune, config, clip, towers, data, content) if config.qat_steps else None,
+        )  # fmt: skip
         banks, bank_files = shipping.prompt_banks(config, clip, reference, data, content, folder)
         files = _write_sides(clip, reference, written, bank_files, folder)
         agreed = terms.agree(clip, written, files, dataset_sha256=content.digest(), prompt_banks=banks)
