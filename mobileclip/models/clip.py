@@ -86,6 +86,14 @@ class Clip:
 
 def image_tensor(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     """uint8 RGB [batch, 3, size, size] to a model's normalized float32 input."""
-    mean = torch.tensor(preprocess.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocess.std, device=pixels.device).view(1, 3, 1, 1)
-    return torch.div(pixels, 255).sub_(mean).div_(std)  # in place: a batch is written once, not three times
+    batch, channels, height, width = pixels.shape
+    mean = torch.tensor(preprocess.mean, device=pixels.device)
+    std = torch.tensor(preprocess.std, device=pixels.device)
+    # In place: a batch is written once, not three times.
+    if pixels.is_contiguous() or not pixels.is_contiguous(memory_format=torch.channels_last):
+        return torch.div(pixels, 255).sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+    # Channels last, as Pillow writes them: rows of `width` pixels make the same numbers three times faster than
+    # steps of three do.
+    rows = pixels.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
+    found = torch.div(rows, 255).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return found.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -8,7 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -22,6 +22,8 @@ Batch = TypeVar("Batch", torch.Tensor, list[str])
 # Largest batch of (pictures, texts) that a model was seen to take, where a larger one did not fit.
 _FITTING: WeakKeyDictionary[torch.nn.Module, dict[str, int]] = WeakKeyDictionary()
 
+_PLACED: WeakSet[torch.nn.Module] = WeakSet()
+
 
 def embed_pixels(clip: Clip, pixels: torch.Tensor, *, batch_size: int, precision: str = "float32") -> torch.Tensor:
     """uint8 [n, 3, size, size] at the model's own size to unit-norm float32 [n, dim], on the CPU.
@@ -30,7 +32,6 @@ def embed_pixels(clip: Clip, pixels: torch.Tensor, *, batch_size: int, precision
         MobileClipError: Not even one picture fits into memory.
     """
     device = _place(clip)
-    clip.model.to(memory_format=torch.channels_last)
 
     def encode(part: torch.Tensor) -> torch.Tensor:
         # Bytes travel to the device, four times fewer than numbers would.
@@ -92,8 +93,11 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _place(clip: Clip) -> torch.device:
+    """Where the model computes; it is moved and laid out for convolutions once, as even a look at all weights costs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clip.model.to(device)
+    if clip.model not in _PLACED or next(clip.model.parameters()).device.type != device.type:
+        clip.model.to(device, memory_format=torch.channels_last)
+        _PLACED.add(clip.model)
     return device
 
 

@@ -201,3 +201,16 @@ class TestEmbed:
 
     def test_no_texts(self, clip):
         assert embed_texts(clip, [], batch_size=2).shape == (0, clip.embed_dim)
+
+
+def test_normalization_gives_the_same_bits_in_every_layout():
+    pixels = torch.randint(0, 256, (3, 3, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    preprocess = zoo.Preprocess(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+    planes = zoo.image_tensor(pixels, preprocess)
+    pixel_by_pixel = zoo.image_tensor(pixels.contiguous(memory_format=torch.channels_last), preprocess)
+    torch.testing.assert_close(planes, pixel_by_pixel, atol=0, rtol=0)
+    assert pixel_by_pixel.is_contiguous(memory_format=torch.channels_last)
+    wanted = (pixels.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.4, 0.5, 0.6]).view(
+        3, 1, 1
+    )
+    torch.testing.assert_close(planes.double(), wanted, atol=1e-6, rtol=1e-6)
