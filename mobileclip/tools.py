@@ -183,7 +183,7 @@ def _add_bench_latency(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("students", nargs="+", metavar="STUDENT", help="output of distill, or an architecture with random weights")
     add("--formats", nargs="+", default=["onnx"], help="onnx, executorch, litert")
-    add("--precisions", nargs="+", default=["float32"], help="float32, float16, int8, int8_static, int8_weights")
+    add("--precisions", nargs="+", default=["float32"], help="float32, float16, int8, int8_static, int8_weights, ...")
     add("--threads", nargs="+", type=int, default=[1, 2], help="numbers of threads, each measured apart")
     add("--rounds", type=int, default=20, help="measured turns of each program")
     add("--out", default="", help="also write the rows there as JSON")
@@ -205,7 +205,7 @@ def bench_latency(arguments: argparse.Namespace) -> int:
 
 
 def _add_environment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="format whose exporter needs it: litert")
+    parser.add_argument("name", help="format whose exporter needs it: coreai, litert")
 
 
 def environment(arguments: argparse.Namespace) -> int:

@@ -84,13 +84,16 @@ class LabelBank(Section):
 class Export(Section):
     """Write the student's towers for the phone runtimes, with proof."""
 
-    formats: Annotated[list[Literal["onnx", "executorch", "litert", "coreml"]], Field(min_length=1)] = ["onnx"]
-    """Program formats; each but `onnx` is an extra of that name, `litert` needs `mobileclip environment litert` too."""
+    formats: Annotated[list[Literal["onnx", "executorch", "litert", "coreml", "coreai"]], Field(min_length=1)] = [
+        "onnx"
+    ]
+    """Program formats; each but `onnx` and `coreai` is an extra of that name; `litert` and `coreai` need `mobileclip
+    environment` of that name."""
     precisions: Annotated[
-        list[Literal["float32", "float16", "int8", "int8_static", "int8_weights"]], Field(min_length=1)
+        list[Literal["float32", "float16", "int8", "int8_static", "int8_weights", "int4_weights"]], Field(min_length=1)
     ] = ["float32"]
     """Precisions of each program, where its format has them: `int8` text tower, activations per call; `int8_static`
-    image tower, activations calibrated; `int8_weights` weights alone."""
+    image tower, activations calibrated; `int8_weights` weights alone; `int4_weights` the text tower's."""
     batch: NonNegativeInt = 0
     """Rows per call of ONNX programs; 0 = any. The other formats take one."""
     split: Split = "test"
@@ -102,7 +105,7 @@ class Export(Section):
     max_error_float16: PositiveFloat = 0.03
     """The same for float16."""
     max_error_int8: PositiveFloat = 0.25
-    """The same for the three kinds of int8."""
+    """The same for int4 and the three kinds of int8."""
     max_kept: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Largest share of layers that an ONNX int8 program may hold in float32 to meet its budget, the worst first;
     0 = none."""

@@ -39,6 +39,13 @@ def requirements(name: str) -> Path:
     return _HERE / "environments" / f"{name}.txt"
 
 
+def pins(name: str, *packages: str) -> dict[str, str]:
+    """Versions that an environment's requirements lock, of these packages."""
+    lines = requirements(name).read_text(encoding="utf-8").splitlines()
+    locked = dict(line.split()[0].split("==") for line in lines if "==" in line.split(" ")[0])
+    return {package: locked[package] for package in packages}
+
+
 def folder(name: str) -> Path:
     """Where an environment lies: one folder for each content of the requirements, below MOBILECLIP_ENVIRONMENTS."""
     digest = hashlib.sha256(requirements(name).read_bytes()).hexdigest()[:12]

@@ -16,9 +16,7 @@ _WORKER = Path(__file__).with_name("litert_worker.py")
 
 def versions() -> dict[str, str]:
     """Versions of all that decides the bytes of a program."""
-    locked = environment.requirements(ENVIRONMENT).read_text(encoding="utf-8").splitlines()
-    pins = dict(line.split()[0].split("==") for line in locked if "==" in line.split(" ")[0])
-    return {name: pins[name] for name in ("litert-torch", "litert-converter", "ai-edge-quantizer")}
+    return environment.pins(ENVIRONMENT, "litert-torch", "litert-converter", "ai-edge-quantizer")
 
 
 def write(job: Job) -> Written:

@@ -1,4 +1,4 @@
-"""ONNX programs by torch's exporter: float32, float16, int8 dynamic, calibrated (`quantize`) or of weights alone.
+"""ONNX programs by torch's exporter: float32, float16, int8 dynamic, calibrated (`quantize`) or of weights alone, int4.
 
 Opset 20 is the least: below it GELU is spelled out and ONNX Runtime does not fuse it. Batch is dynamic unless asked.
 """
@@ -20,6 +20,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 from mobileclip.errors import ExportError
+from mobileclip.formats import int4
 from mobileclip.formats import quantize as calibrated
 from mobileclip.formats.job import Job, Written, parts
 from mobileclip.formats.quiet import no_logging
@@ -60,10 +61,10 @@ def _plain(job: Job) -> onnx.ModelProto:
     if job.precision == "float16":
         return _exported(job, half(job.module))
     model = _float32(job)
-    if job.precision == "int8_weights":
+    if job.precision in {"int8_weights", "int4_weights"}:
         for node in _tables(model):
             _quantize_table(model, node)
-        return calibrated.weights_only(model)
+        return (calibrated if job.precision == "int8_weights" else int4).weights_only(model)
     return model
 
 

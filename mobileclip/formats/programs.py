@@ -197,6 +197,7 @@ def budgets(config: Export) -> dict[str, float]:
         "int8": config.max_error_int8,
         "int8_static": config.max_error_int8,
         "int8_weights": config.max_error_int8,
+        "int4_weights": config.max_error_int8,
     }
 
 

@@ -22,7 +22,7 @@ from mobileclip.evaluation.statistics import Floats, compare, draw_resamples, es
 from mobileclip.models.zoo import Clip
 
 Encode = Callable[[NDArray[np.generic]], NDArray[np.float32]]
-BATCHES = (1, 8)
+BATCHES = (8, 1)
 RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0
 
 

@@ -49,7 +49,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "onnx", ".onnx", "onnx", "onnx_runtime", "export", ("onnx", "onnxruntime", "onnxscript"),
             {"image": ("float32", "float16", "int8_static", "int8_weights"),
-             "text": ("float32", "float16", "int8", "int8_weights")},
+             "text": ("float32", "float16", "int8", "int8_weights", "int4_weights")},
         ),
         Format(
             "executorch", ".pte", "executorch", "executorch_runtime", "executorch", ("executorch", "torchao"),
@@ -66,6 +66,11 @@ FORMATS: dict[str, Format] = {
             "coreml", ".mlpackage", "coreml", "coreml_interpreter", "coreml", ("coremltools",),
             {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
             executed=False, batch=1,
+        ),
+        Format(
+            "coreai", ".aimodel", "coreai", "coreai_engine", "train", (),
+            {"image": ("float32", "float16"), "text": ("float32", "float16")},
+            executed=False, batch=1, environment="coreai",
         ),
     )
 }  # fmt: skip

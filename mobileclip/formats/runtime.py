@@ -16,7 +16,7 @@ from mobileclip.formats.contract import Contract
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
-PACKAGES = (".mlpackage",)  # programs that are folders
+PACKAGES = (".mlpackage", ".aimodel")  # programs that are folders
 
 
 @dataclass(frozen=True)

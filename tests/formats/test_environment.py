@@ -38,7 +38,7 @@ def worker(tmp_path):
 
 
 def test_unknown_environment():
-    with pytest.raises(ConfigError, match=r"environment: got 'tflite', want one of litert\."):
+    with pytest.raises(ConfigError, match=r"environment: got 'tflite', want one of coreai, litert\."):
         environment.make("tflite")
 
 

@@ -89,3 +89,20 @@ def _float32(towers, reference, folder):
     path = folder / made[0].path
     assert relative_error(load_program(path, threads=1)(reference.pixels), reference.image_features) < 1e-5
     return path
+
+
+def test_int4_of_text_weights(towers, reference, calibration, tmp_path):
+    made = _build(
+        ["float32", "int8_weights", "int4_weights"], towers, reference, calibration, tmp_path, max_error_int8=1
+    )
+    assert "image.int4_weights.onnx" not in made
+    program = made["text.int4_weights.onnx"]
+    assert made["text.int8_weights.onnx"].figures["error"] < program.figures["error"] < 1
+    assert program.bytes < made["text.int8_weights.onnx"].bytes
+    model = onnx_package.load(tmp_path / program.path)
+    layers = quantize.layers(onnx_package.load(tmp_path / "text.float32.onnx"))
+    four = [node.name.removesuffix("_Q4") for node in model.graph.node if node.op_type == "MatMulNBits"]
+    eight = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert len(four) > 10
+    assert set(four) < set(layers)
+    assert len(four) + len(eight) == len(layers)

@@ -50,7 +50,8 @@ def test_missing_package_is_reported_with_the_install_line():
 
 
 def test_unknown_suffix():
-    with pytest.raises(DataError, match=r"'x\.exe' is of no known format, want \.mlpackage, \.onnx, \.pte, \.tflite"):
+    known = r"\.aimodel, \.mlpackage, \.onnx, \.pte, \.tflite"
+    with pytest.raises(DataError, match=rf"'x\.exe' is of no known format, want {known}"):
         registry.opener(Path("x.exe"))
 
 

@@ -183,6 +183,13 @@ def test_int8_alone_is_no_export(data, student, tmp_path):
         export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
 
 
+def test_fine_tuning_may_not_see_the_samples_of_the_proof(data, student, tmp_path):
+    section = SECTION.model_copy(update={"qat_steps": 3, "calibration_split": "test"})
+    with pytest.raises(ConfigError, match=r"export\.qat_steps: got 3 while split and calibration_split are both"):
+        export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
+    assert not (tmp_path / "out").exists()
+
+
 def _run(data, student, out):
     return export.run(SECTION, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
 

@@ -1,0 +1,80 @@
+"""Compute with Core AI assets in the engine that `coreai-core` brings along for systems that are none of Apple's.
+
+It reads the asset as written and computes it on the CPU. It is not the framework of Apple's systems, which specializes
+the asset for GPU and Neural Engine, so its figures count as an emulation's.
+"""
+
+import hashlib
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileclip.errors import DataError, ExportError
+from mobileclip.formats import environment
+from mobileclip.formats.runtime import Encoder, Floats, refusal
+
+ENVIRONMENT = "coreai"
+WORKER = Path(__file__).with_name("coreai_worker.py")
+_TYPES = {"image": "Float32", "text": "Int32"}
+_ARRAY = re.compile(r"NDArray \((\w+), (\d+(?: × \d+)*)\)")
+
+
+def open_program(path: Path, threads: int) -> Encoder:
+    """Read an `.aimodel` and check its interface.
+
+    Args:
+        path: The asset.
+        threads: Not used: nothing here is timed.
+
+    Raises:
+        ConfigError: The environment was not made.
+        DataError: It is no asset, or its interface is not a tower's.
+    """
+    del threads
+    tower, shape = _interface(path, _work({"task": "inspect"}, path)[0])
+    known: dict[bytes, Floats] = {}
+
+    def execute(rows: NDArray[np.generic]) -> Floats:
+        # Every call is a process, so what was computed is kept: a proof asks for the same rows more than once.
+        digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
+        new = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in known}
+        if new:
+            _, features = _work({"task": "run"}, path, np.stack(list(new.values())))
+            known.update(zip(new, features, strict=True))
+        return np.stack([known[digest] for digest in digests])
+
+    return Encoder(tower, path, shape, execute)
+
+
+def _work(
+    request: dict[str, Any], path: Path, rows: NDArray[np.generic] | None = None
+) -> tuple[dict[str, Any], Floats]:
+    """Ask the worker; its reply, and what it computed of the rows."""
+    with tempfile.TemporaryDirectory(prefix="mobileclip-coreai-") as name:
+        exchange = Path(name)
+        if rows is not None:
+            np.save(exchange / "rows.npy", rows)
+        try:
+            reply = environment.run(ENVIRONMENT, WORKER, {**request, "asset": str(path.resolve())}, exchange)
+        except ExportError as error:
+            raise refusal("Core AI", path, error) from None
+        return reply, np.empty(0, np.float32) if rows is None else np.load(exchange / "features.npy")
+
+
+def _interface(path: Path, found: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Tower and shape of its input without the batch."""
+    main = found["functions"].get("main", {"inputs": [], "outputs": []})
+    given, result = dict(main["inputs"]), dict(main["outputs"])
+    tower = next(iter(given), "")
+    arrays = [_ARRAY.fullmatch(kind) for kind in (given.get(tower, ""), result.get(f"{tower}_features", ""))]
+    kinds = [array[1] if array else "" for array in arrays]
+    if len(given) != 1 or len(result) != 1 or kinds != [_TYPES.get(tower), "Float32"]:
+        raise DataError(
+            f"programs: '{path.name}' has the functions {found['functions']}, want 'main' of 'image' (Float32) or "
+            "'text' (Int32) to its features (Float32)."
+        )
+    return tower, tuple(int(size) for size in arrays[0][2].split(" × "))[1:] if arrays[0] else ()

@@ -1,0 +1,27 @@
+"""ONNX text programs with int4 weights: blocks of 32 with a scale and a zero point, by ONNX Runtime's quantizer."""
+
+import onnx
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from mobileclip.formats import quantize
+from mobileclip.formats.quiet import no_logging
+
+BLOCK = 32
+
+
+def weights_only(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights of products as int4 per block, arithmetic in float32; what has no int4 operation gets int8 weights.
+
+    Args:
+        model: A float32 program; left as it is.
+    """
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    chosen = set(quantize.layers(model))
+    others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in chosen]
+    with no_logging():
+        quantizer = MatMulNBitsQuantizer(
+            copied, bits=4, block_size=BLOCK, op_types_to_quantize=("MatMul",), nodes_to_exclude=others
+        )  # fmt: skip
+        quantizer.process()
+    return quantize.weights_only(quantizer.model.model)
