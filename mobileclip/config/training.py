@@ -87,6 +87,12 @@ class Teacher(Section):
     training: Training = Training()
     """Length and step size."""
 
+    @model_validator(mode="after")
+    def _check_dropout(self) -> "Teacher":
+        if self.dropout and not self.lock:
+            raise ValueError("dropout is above 0 and lock is off, but only cached features are dropped")
+        return self
+
 
 class TrainTeacher(Section):
     """Train in-domain CLIP teachers; skipped when `teachers` is empty."""
@@ -137,6 +143,14 @@ class FinetuneCaptioner(Section):
     def _check_weights(self) -> "FinetuneCaptioner":
         if self.caption_weight + self.contrastive_weight == 0:
             raise ValueError("caption_weight and contrastive_weight are both 0, want one above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "FinetuneCaptioner":
+        if 0 < self.context_length < 8:
+            raise ValueError(f"context_length is {self.context_length}, want 0 or at least 8")
+        if self.dropout and not self.lock:
+            raise ValueError("dropout is above 0 and lock is off, but only what a frozen trunk sees is dropped")
         return self
 
 

@@ -159,6 +159,12 @@ def test_wrong_inputs_are_refused(data, tmp_path):
     section = {**CONFIG.model_dump(), "caption_weight": 0.0, "contrastive_weight": 0.0}
     with pytest.raises(ConfigError, match="both 0, want one above 0"):
         run_stage("finetune_captioner", section, out=tmp_path / "x", data=data)
+    for changes, match in (
+        ({"dropout": 0.2}, "dropout is above 0 and lock is off"),
+        ({"context_length": 3}, "is 3, want "),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            run_stage("finetune_captioner", {**CONFIG.model_dump(), **changes}, out=tmp_path / "x", data=data)
 
 
 def test_a_longer_context_is_learned_and_saved(trained, tmp_path):

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from mobileclip import manifest, storage
-from mobileclip.config import Optimizer, Teacher, Training, TrainTeacher
+from mobileclip.config import Optimizer, Teacher, Training, TrainTeacher, check_section
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
@@ -70,6 +70,12 @@ class TestFromScratch:
         both = self.CONFIG.model_copy(update={"captions": ["captions", "descriptions"]})
         one = _run(self.CONFIG, tmp_path / "one", tiny_data)
         assert _run(both, tmp_path / "both", tiny_data)["small/loss"] != one["small/loss"]
+
+    def test_dropout_without_cached_features_is_refused(self):
+        section = self.CONFIG.model_dump(mode="json")
+        section["teachers"][0]["dropout"] = 0.1
+        with pytest.raises(ConfigError, match=r"^train_teacher\.teachers\.0: .*dropout is above 0 and lock is off"):
+            check_section("train_teacher", section)
 
     def test_no_teachers_is_an_empty_stage(self, tiny_data, tmp_path):
         assert _run(TrainTeacher(), tmp_path, tiny_data) == {}
