@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 LOWEST, HIGHEST = 0, 255
 WEIGHT_LIMIT = 127
-_SMALLEST = np.finfo(np.float32).tiny
+_SMALLEST = float(np.finfo(np.float32).tiny)
 _ATEN = torch.ops.aten
 _LAYERS = (_ATEN.conv2d.default, _ATEN.conv2d.padding, _ATEN.linear.default)
 
@@ -115,7 +115,7 @@ def with_rounding(tower: nn.Module, example: Tensor) -> fx.GraphModule:
         module.add_module(f"rounded_{index}", Activation())
         with graph.inserting_after(tensor):
             rounded = graph.call_module(f"rounded_{index}", (tensor,))
-        tensor.replace_all_uses_with(rounded, delete_user_cb=lambda user, own=rounded: user is not own)
+        tensor.replace_all_uses_with(rounded, delete_user_cb=lambda user, own=rounded: user is not own)  # type: ignore[misc]
     graph.lint()
     module.recompile()
     return module  # type: ignore[no-any-return]

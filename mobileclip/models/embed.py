@@ -96,7 +96,7 @@ def _place(clip: Clip) -> torch.device:
     """Where the model computes; it is moved and laid out for convolutions once, as even a look at all weights costs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if clip.model not in _PLACED or next(clip.model.parameters()).device.type != device.type:
-        clip.model.to(device, memory_format=torch.channels_last)
+        clip.model.to(device).to(memory_format=torch.channels_last)
         _PLACED.add(clip.model)
     return device
 
