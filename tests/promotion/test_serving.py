@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,8 +46,10 @@ def address(environments):
         "--env-manager", "uv", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
     ]  # fmt: skip
     kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    uv = Path(os.environ.get("UV", "")).parent  # `uv run` says where it is; it need not be on the path
     environment = {
         **kept,
+        "PATH": f"{uv}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": mlflow_server.url(),
         "MLFLOW_ENV_ROOT": str(environments / "made"),
         "OMP_NUM_THREADS": "1",
