@@ -10,7 +10,7 @@ ROOT ?= runs/demo
 .PHONY: help setup system demo test test-slow lint format bench images results compile ui clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/.complete  ## Make .venv with every extra, as locked
 
