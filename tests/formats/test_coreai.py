@@ -12,6 +12,8 @@ from mobileclip.formats import coreai, coreai_engine, environment, programs
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -44,6 +44,7 @@ def tune(clip, towers):
     return run
 
 
+@pytest.mark.slow
 def test_executed_program_gets_nearer_to_the_student(plain, tune, towers, reference, calibration, tmp_path):
     whole = plain[1]["image.int8_static.onnx"].figures["error"]
     # A budget that it misses without, and that it meets with no layer kept in float32.
