@@ -15,6 +15,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 _PATIENCE_SECONDS = 180
 
 
@@ -52,6 +54,13 @@ def url() -> str:
             return address
         time.sleep(0.3)
     raise RuntimeError("the MLflow server does not answer")
+
+
+def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no setting of the machine reach a test."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "MOBILECLIP_")):
+            monkeypatch.delenv(name)
 
 
 def _stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Latency from phones: recorded with the version whose programs were measured, refused for any other."""
 
 import json
-import os
 
 import pytest
 
@@ -17,9 +16,7 @@ METRIC = "student/zero_shot/group/top1"
 
 @pytest.fixture(autouse=True)
 def _server(monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "MOBILECLIP_")):
-            monkeypatch.delenv(name)
+    mlflow_server.forget_settings(monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url())
     monkeypatch.chdir(tmp_path)
 

@@ -27,9 +27,7 @@ METRIC = "student/zero_shot/group/top1"
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "MOBILECLIP_")):
-            monkeypatch.delenv(name)
+    mlflow_server.forget_settings(monkeypatch)
     mlflow_server.start()
     students.world()
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
