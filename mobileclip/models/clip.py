@@ -89,11 +89,15 @@ def image_tensor(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     batch, channels, height, width = pixels.shape
     mean = torch.tensor(preprocess.mean, device=pixels.device)
     std = torch.tensor(preprocess.std, device=pixels.device)
-    # In place: a batch is written once, not three times.
-    if pixels.is_contiguous() or not pixels.is_contiguous(memory_format=torch.channels_last):
-        return torch.div(pixels, 255).sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
-    # Channels last, as Pillow writes them: rows of `width` pixels make the same numbers three times faster than
-    # steps of three do.
-    rows = pixels.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
-    found = torch.div(rows, 255).sub_(mean.repeat(width)).div_(std.repeat(width))
-    return found.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    last = pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous()
+    if last:
+        # As Pillow writes them: rows of `width` pixels make the same numbers three times faster than steps of three do.
+        rows, mean, std = pixels.permute(0, 2, 3, 1).flatten(2), mean.repeat(width), std.repeat(width)
+    else:
+        rows, mean, std = pixels, mean.view(3, 1, 1), std.view(3, 1, 1)
+    found = torch.empty(rows.shape, device=pixels.device)
+    # On a CPU picture by picture, which stays in its cache: a third of the time of a whole batch, step by step.
+    step = 1 if pixels.device.type == "cpu" else max(batch, 1)
+    for part, place in zip(torch.split(rows, step), torch.split(found, step), strict=True):
+        torch.div(part, 255, out=place).sub_(mean).div_(std)
+    return found.view(batch, height, width, channels).permute(0, 3, 1, 2) if last else found

@@ -174,7 +174,7 @@ def _view_columns(config: Reinforce, reader: ShardReader, clips: Mapping[str, zo
     teachers: dict[Format, list[str]] = defaultdict(list)
     for name, clip in clips.items():
         teachers[clip.preprocess.size, clip.preprocess.interpolation].append(name)
-    waiting: dict[Format, torch.Tensor] = {}
+    waiting: dict[Format, list[torch.Tensor]] = {form: [] for form in teachers}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in clips}
 
     def embed(form: Format, pixels: torch.Tensor) -> None:
@@ -192,14 +192,12 @@ def _view_columns(config: Reinforce, reader: ShardReader, clips: Mapping[str, zo
         rows.append(seen.views)
         sizes.append(seen.size)
         for form, pixels in seen.pixels.items():
-            queue = torch.cat([waiting[form], pixels]) if form in waiting else pixels
-            while len(queue) >= config.batch_size:
-                embed(form, queue[: config.batch_size])
-                queue = queue[config.batch_size :]
-            waiting[form] = queue
+            full, waiting[form] = _cut([*waiting[form], pixels], config.batch_size)
+            for batch in full:
+                embed(form, batch)
     for form, queue in waiting.items():
-        if len(queue):
-            embed(form, queue)
+        if queue:
+            embed(form, torch.cat(queue))
     found: dict[str, Tensors] = {
         "views": {
             "views": torch.from_numpy(np.stack(rows)),
@@ -209,6 +207,15 @@ def _view_columns(config: Reinforce, reader: ShardReader, clips: Mapping[str, zo
     for name in clips:
         found[f"{name}.views"] = encode(torch.cat(parts[name]), [config.views.num_views] * len(reader), config.dtype)
     return found
+
+
+def _cut(waiting: list[torch.Tensor], size: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Full batches of what waits, and what is left; pixels are copied once per batch, not with every picture."""
+    if sum(map(len, waiting)) < size:
+        return [], waiting
+    parts = torch.split(torch.cat(waiting), size)
+    whole = len(parts) if len(parts[-1]) == size else len(parts) - 1
+    return list(parts[:whole]), list(parts[whole:])
 
 
 def _prepare(config: Reinforce, reader: ShardReader, formats: Sequence[Format], index: int) -> _Seen:
