@@ -8,6 +8,7 @@ others.
 import functools
 import gzip
 import itertools
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ from mobileclip.models.clip import Preprocess
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
 from mobileclip.models.text_repmixer import clip_with_text_repmixer
 from mobileclip.models.trunk import TrunkTower
+
+# transformers loads torchao where it is installed, and torchao's way of registering types makes torch warn every user.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 _CUSTOM = re.compile(r"^timm:(?P<image>[^@+]+)(?:@(?P<size>\d+))?\+(?P<text>.+)$")
 
@@ -125,9 +129,12 @@ def build_tokenizer(config: dict[str, Any], text_folder: Path | None = None) -> 
         length = int(config["multimodal_cfg"].get("context_length", length))
     options = dict(text.get("tokenizer_kwargs", {}))
     merges = options.pop("num_merges", 0)
-    if merges:
-        options["bpe_path"] = _short_merges(merges)
-    return open_clip.SimpleTokenizer(context_length=length, **options)
+    if not merges:
+        return open_clip.SimpleTokenizer(context_length=length, **options)
+    with tempfile.TemporaryDirectory(prefix="mobileclip-bpe-") as folder:
+        path = Path(folder) / "merges.txt.gz"
+        path.write_bytes(_short_merges(merges))
+        return open_clip.SimpleTokenizer(bpe_path=str(path), context_length=length, **options)
 
 
 def _custom(model: str) -> dict[str, Any]:
@@ -166,13 +173,11 @@ def _timm_config(image: str) -> Preprocess:
 
 
 @functools.lru_cache
-def _short_merges(count: int) -> str:
-    """CLIP's byte-pair merges cut to the `count` most frequent: a vocabulary of 512 + count + 2 tokens.
+def _short_merges(count: int) -> bytes:
+    """CLIP's byte-pair merges, gzipped, cut to the `count` most frequent: a vocabulary of 512 + count + 2 tokens.
 
     A captioner of a few million parameters would spend nine tenths of its time on 49,408 words it hardly ever sees.
     """
     with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as handle:
         lines = list(itertools.islice(handle, count + 1))  # the first line is a header
-    path = Path(tempfile.mkdtemp(prefix="mobileclip-bpe-")) / "merges.txt.gz"
-    path.write_bytes(gzip.compress("".join(lines).rstrip("\n").encode(), mtime=0))
-    return str(path)
+    return gzip.compress("".join(lines).rstrip("\n").encode(), mtime=0)
