@@ -56,10 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     pending = [row for row in chosen if arguments.force or _state(row, params, arguments) != "current"]
     if not pending:
         console.print(f"all {len(chosen)} stages are current in {arguments.root}")
-        return _summary(arguments.root)
+        return _summary(arguments.root, [row.stage for row in chosen])
     from mobileclip import tracking
 
-    code = 0
     with tracking.parent_run(Path(arguments.root).name):
         for row in chosen:
             # Asked again at its turn: an earlier stage that ran may have changed this one's inputs.
@@ -69,11 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
             start = time.perf_counter()
             inputs: Any = _inputs(row, arguments)
             out = storage.join(arguments.root, row.stage)
-            metrics = run_stage(row.stage, getattr(params, row.stage), out=out, **inputs)
+            run_stage(row.stage, getattr(params, row.stage), out=out, **inputs)
             console.print(f"{row.stage:<20}{time.perf_counter() - start:7.1f} s")
-            code = _exit_code(row.stage, metrics)
-    _summary(arguments.root)
-    return code
+    return _summary(arguments.root, [row.stage for row in chosen])
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -108,12 +105,16 @@ def models(_: argparse.Namespace) -> int:
 
 def trace(arguments: argparse.Namespace) -> int:
     """Print the lineage of a file, stage folder or registered model; exit code 1 where a digest disagrees."""
+    from mobileclip.lineage.dvc import revisions
     from mobileclip.lineage.origins import origins
     from mobileclip.lineage.trace import trace as follow
     from mobileclip.lineage.view import render
 
     found = follow(arguments.path, roots=arguments.root)
-    Console().print(render(found, origins(found)))
+    facts = origins(found)
+    for digest, revision in revisions(found).items():
+        facts[digest] = facts.get(digest, {}) | revision
+    Console().print(render(found, facts))
     return 1 if found.problems else 0
 
 
@@ -234,15 +235,30 @@ def _state(row: Step, params: Params, arguments: argparse.Namespace) -> str:
     return "current" if current else "changed"
 
 
-def _summary(root: str) -> int:
-    """Print the result table and where the report lies."""
+def _summary(root: str, stages: list[str]) -> int:
+    """Print the result table, where the reports lie and, of promote, the decision; its exit code."""
     uri = storage.join(root, "evaluate", "results.json")
     if storage.exists(uri):
         from mobileclip.evaluation.summary import result_table
 
-        Console(width=max(132, Console().width)).print(result_table(json.loads(storage.read_bytes(uri))))
+        Console(width=max(132, Console().width)).print(result_table(_read_json(uri)))
         sys.stdout.write(f"report: {storage.join(root, 'evaluate', 'report.html')}\n")
-    return 0
+    if "promote" not in stages:
+        return 0
+    out = storage.join(root, "promote")
+    refusals = [row["reason"] for row in _read_json(storage.join(out, "verdicts.json")) if not row["passed"]]
+    registry = _read_json(storage.join(out, "registry.json"))
+    student = f"'{registry['model']}' version {registry['version']}"
+    for line in [f"refused: {reason}" for reason in refusals] or [f"promoted: {student}"]:
+        sys.stdout.write(f"{line}\n")
+    page = storage.join(out, "release.html")
+    if storage.exists(page):
+        sys.stdout.write(f"release: {page}\n")
+    return _exit_code("promote", _read_json(storage.join(out, "metrics.json")))
+
+
+def _read_json(uri: str) -> Any:
+    return json.loads(storage.read_bytes(uri))
 
 
 def _print_keys(section: Section) -> None:
