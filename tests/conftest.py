@@ -109,6 +109,27 @@ def tiny_reinforced(tiny_captioned, tiny_teachers, reinforce_config, tmp_path_fa
     return out
 
 
+# Files that share inputs which take half a minute to make, so that one process makes them once for all.
+_TOGETHER = {
+    "tests/formats/": "formats",
+    "tests/evaluation/": "evaluation",
+    "tests/stages/test_evaluate.py": "evaluation",
+    "tests/test_compare.py": "evaluation",
+    "tests/promotion/": "promotion",
+    "tests/stages/test_promote.py": "promotion",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole chains first: with two workers the long files must not start last."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Say what stays in one process: a file, or several that share their inputs. The longest start first."""
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        together = next((name for start, name in _TOGETHER.items() if file.startswith(start)), file)
+        item.add_marker(pytest.mark.xdist_group(together))
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, _group(item) not in _TOGETHER.values()))
+
+
+def _group(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("xdist_group")
+    return str(mark.args[0]) if mark else ""
