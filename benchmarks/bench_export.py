@@ -1,121 +1,214 @@
-"""Every program of a student: size, parity, latency beside PyTorch and ONNX float32, delegated share.
+"""Every program of a student: size, parity, latency beside PyTorch and ONNX float32, delegated share, accuracy.
 
-    python -m benchmarks.bench_export MobileCLIP2-S0 --formats onnx litert executorch coreml
-    python -m benchmarks.bench_export runs/demo/distill --data runs/demo/prepare
+    python -m benchmarks.bench_export MobileCLIP2-S0 --formats onnx litert executorch coreml coreai
+    python -m benchmarks.bench_export runs/demo/distill --name "demo student" --data runs/demo/prepare --samples 2000
 
 Architectures get random weights, layer scales and batch statistics (fresh ones are trivial to fold) and striped
 pictures; a trained student is measured on the test split of its data. Random weights say nothing about the accuracy
 of int8, but every program is executed in its runtime all the same (Core ML packages are emulated). Budgets are not
-enforced: the table shows what misses them. Latency is measured turn by turn in one run, one thread.
+enforced: the table shows what misses them. Each program is timed turn by turn with PyTorch and ONNX float32.
+
+A program's row is appended as soon as it is measured; a run that was cut goes on where it was. The tables are made by
+`python -m benchmarks.export_results`.
 """
 
 import argparse
+import functools
 import io
 import itertools
-import json
-import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
+from benchmarks import export_pairs, export_results
+from benchmarks.export_pairs import MIXED, PLAIN, TUNED, Student
+from benchmarks.export_results import Row
 from mobileclip import manifest
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import MobileClipError
-from mobileclip.formats import bench, contract, latency, programs, proof, registry
-from mobileclip.formats.bench import Subject
-from mobileclip.formats.proof import Reference
+from mobileclip.formats import latency, programs, proof, qat, registry
+from mobileclip.formats.digests import digest
+from mobileclip.formats.job import Written
+from mobileclip.formats.programs import Plan
 from mobileclip.formats.runtime import load_program
-from mobileclip.formats.towers import split
+from mobileclip.formats.towers import Towers, split
 from mobileclip.models import zoo
 from tests.models.perturbed import patterned_images, perturbed_clip
 
-HEADS = (
-    "tower", "format", "precision", "MB", "error", "cosine", "latency / PyTorch", "/ ONNX float32", "p50 ms", "p95 ms",
-    "load ms", "peak MB", "delegated",
-)  # fmt: skip
-PRECISIONS = ["float32", "float16", "int8", "int8_static", "int8_weights"]
+PRECISIONS = ["float32", "float16", "int8", "int8_static", "int8_weights", "int4_weights"]
+NO_BUDGET = {"max_error_int8": 1e6, "max_error_float16": 1e6, "max_error_float32": 1e6}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", help="output of distill, or an architecture")
+    parser.add_argument("--name", default="", help="in the tables; empty = as `student`")
     parser.add_argument("--data", default="", help="prepared dataset of a trained student")
     parser.add_argument("--formats", nargs="+", default=["onnx"], help="program formats")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, help="where the format has them")
     parser.add_argument(
-        "--skip", nargs="*", default=[], help="file names not to write, such as image.int8_weights.tflite"
-    )
+        "--leave-out", nargs=2, action="append", default=[], metavar=("FILE", "REASON"),
+        help="a program not to write, such as image.int8_weights.tflite, and why: the tables will say it",
+    )  # fmt: skip
     parser.add_argument("--samples", type=int, default=8, help="samples of the proof")
     parser.add_argument("--rounds", type=int, default=10, help="measured turns; 0 = none")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads")
-    parser.add_argument("--max-kept", type=float, default=0.0, help="share of layers that int8 may keep in float32")
-    parser.add_argument("--out", default="", help="also write the rows there as JSON")
-    options = parser.parse_args()
-    rows = measure(options)
-    if options.out:
-        Path(options.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for threads in options.threads:
-        print(f"\n{options.student}, {threads} thread(s)\n")
-        print(table([row for row in rows if row.get("threads", threads) == threads]), flush=True)
+    parser.add_argument("--threads", type=int, default=1, help="threads of every runtime")
+    parser.add_argument("--mixed", type=float, default=0.0, help="also ONNX int8 programs within this error; 0 = none")
+    parser.add_argument("--tuned", type=int, default=0, help="also static int8 after this many steps of fine-tuning")
+    parser.add_argument("--out", default="docs/export-results.jsonl", help="rows are appended there")
+    parser.add_argument("--work", default="", help="folder of intermediate files; empty = runs/bench-export/STUDENT")
+    measure(parser.parse_args(arguments))
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Write, prove and time; a program that cannot be written is a row with the reason."""
-    clip = zoo.load("trained:student", trained=options.student) if options.data else perturbed_clip(options.student)
-    reference, calibration = references(clip, options)
-    towers = split(clip)
-    budgets = {} if options.max_kept else {"max_error_int8": 1e6, "max_error_float16": 1e6, "max_error_float32": 1e6}
-    section = Export(formats=options.formats, precisions=options.precisions, max_kept=options.max_kept, **budgets)
-    rows, paths = [], {}
-    with tempfile.TemporaryDirectory(prefix="bench-export-") as name:
-        for item in programs.plan(section):
-            if item.file_name in options.skip:
-                continue
-            row: dict[str, Any] = {"format": item.format, "tower": item.tower, "precision": item.precision}
-            started = time.perf_counter()
-            path = Path(name) / item.file_name
-            try:
-                made = programs.write(
-                    item, section, towers, example=torch.from_numpy(reference.inputs(item.tower)[:2]),
-                    folder=Path(name), calibrate=lambda: calibration,
-                )  # fmt: skip
-                seconds = time.perf_counter() - started
-                figures = proof.prove(load_program(path, threads=1), item.tower, reference)
-            except (MobileClipError, RuntimeError) as error:
-                rows.append({**row, "failed": " ".join(str(error).split())[:160]})
-                print(rows[-1], flush=True)
-                continue
-            size = contract.digest(path)["bytes"]
-            rows.append({**row, "bytes": size, "seconds": round(seconds, 1), **made.figures, **figures})
-            rows[-1]["kept_in_float"] = list(made.keep)
-            print(item.file_name, f"{figures['error']:.3g}", f"{size / 1e6:.1f} MB", f"{seconds:.0f} s", flush=True)
-            if registry.FORMATS[item.format].executed:
-                paths[item] = path
-        if not options.rounds:
-            return rows
-        eager = {"image": towers.image, "text": latency.EagerText(clip.model)}
-        inputs = {tower: reference.inputs(tower)[:1] for tower in programs.TOWERS}
-        subject = Subject(options.student, eager, inputs, paths)
-        timed = bench.measure([subject], threads=options.threads, rounds=options.rounds)
-    return joined(rows, timed)
+def measure(options: argparse.Namespace) -> None:
+    """Append a row for each program that has none, and one for each pair of programs.
+
+    Raises:
+        SystemExit: The rows that are there come from other weights.
+    """
+    torch.set_num_threads(options.threads)
+    student, out = load(options), Path(options.out)
+    known = [row for row in export_results.read(out) if row["student"] == student.name]
+    if any(row["weights"] != student.weights for row in known):
+        raise SystemExit(f"{out}: has rows of other weights of '{student.name}': remove them, or give another --name.")
+    done = {export_results.key(row) for row in known}
+    work = Path(options.work or f"runs/bench-export/{student.name.replace('/', '-')}")
+    work.mkdir(parents=True, exist_ok=True)
+    reasons = dict(options.leave_out)
+    for item, variant in wanted(options):
+        row: Row = {
+            "student": student.name, "weights": student.weights, "samples": student.samples, "kind": "program",
+            "tower": item.tower, "format": item.format, "precision": item.precision, "variant": variant,
+            "executed": registry.FORMATS[item.format].executed,
+        }  # fmt: skip
+        if export_results.key(row) in done:
+            continue
+        try:
+            found = (
+                {"left_out": reasons[item.file_name]}
+                if item.file_name in reasons
+                else one_program(student, item, variant, options, work)
+            )
+        except (MobileClipError, RuntimeError) as error:
+            found = {"failed": " ".join(str(error).split())[:300]}
+        export_results.append(out, {**row, **found})
+        print(item.file_name, variant, found.get("failed") or found.get("error"), found.get("ratio"), flush=True)
+    if student.data:
+        for row in export_pairs.rows(student, options.formats, work):
+            if export_results.key(row) not in done:
+                export_results.append(out, row)
 
 
-def references(clip: zoo.Clip, options: argparse.Namespace) -> tuple[Reference, Reference]:
-    """Samples of the proof, and others for the calibration."""
+def load(options: argparse.Namespace) -> Student:
+    """The student with its samples."""
+    name = options.name or options.student
     if not options.data:
-        return tuple(proof.refer(clip, striped(options.samples, seed, clip.preprocess.size)) for seed in (3, 4))  # type: ignore[return-value]
+        clip = perturbed_clip(options.student)
+        drawn = [striped(options.samples, seed, clip.preprocess.size) for seed in (3, 4)]
+        return Student(name, "random", clip, split(clip), proof.refer(clip, drawn[0]), proof.refer(clip, drawn[1]), "")
+    clip = zoo.load("trained:student", trained=options.student)
     content = manifest.read(options.data)
-    drawn = (
-        list(itertools.islice(read_samples(options.data, content, part), count))
-        for part, count in (("test", options.samples), ("train", 32))
-    )
-    return tuple(  # type: ignore[return-value]
-        proof.refer(clip, samples, class_field="group", template="a picture of {}") for samples in drawn
-    )
+    references = [
+        proof.refer(
+            clip, list(itertools.islice(read_samples(options.data, content, part), count)),
+            class_field="group", template="a picture of {}",
+        )
+        for part, count in (("test", options.samples), ("train", Export().calibration_samples))
+    ]  # fmt: skip
+    return Student(name, clip.sha256[:12], clip, split(clip), references[0], references[1], options.data)
+
+
+def wanted(options: argparse.Namespace) -> Iterator[tuple[Plan, str]]:
+    """Programs with their variants, ONNX first: the others are timed beside it."""
+    order = sorted(options.formats, key=lambda name: name != "onnx")
+    for item in programs.plan(Export(formats=order, precisions=options.precisions)):
+        yield item, PLAIN
+        if options.mixed and item.format == "onnx" and item.precision in ("int8", "int8_static"):
+            yield item, MIXED
+        if options.tuned and item.precision == programs.STATIC:
+            yield item, TUNED
+
+
+def one_program(student: Student, item: Plan, variant: str, options: argparse.Namespace, work: Path) -> Row:
+    """Write, prove and time one program."""
+    section = Export(formats=[item.format], precisions=[item.precision], max_kept=0.0, **NO_BUDGET)
+    towers = student.towers
+    if variant == MIXED:
+        section = section.model_copy(update={"max_kept": 0.5, "max_error_int8": options.mixed})
+    if variant == TUNED:
+        section = section.model_copy(update={"qat_steps": options.tuned})
+        content = manifest.read(student.data)
+        tuned: nn.Module = qat.tune(section, student.clip, towers, student.data, content, student.calibration)
+        towers = replace(towers, image=tuned)
+    # A tuned tower is another tower: what is written must not start from the float32 program beside it.
+    folder = work / TUNED if variant == TUNED else work
+    folder.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    made = written(student, towers, item, section, folder)
+    seconds = time.perf_counter() - started
+    path = folder / item.file_name
+    encode = load_program(path, threads=options.threads)
+    figures = proof.prove(encode, item.tower, student.reference)
+    if student.data:
+        kept = export_pairs.features_file(work, item, variant)
+        np.savez(kept, **export_pairs.embed(encode, item.tower, student.reference))
+    row = {
+        "bytes": digest(path)["bytes"], "seconds": round(seconds, 1), "kept_in_float": list(made.keep),
+        "versions": registry.writer(item.format).versions(), **made.figures, **figures,
+    }  # fmt: skip
+    if options.rounds and registry.FORMATS[item.format].executed:
+        row |= timed(student, item, path, options, work) | latency.resources(path)
+    discard(path, base=work / base_of(item).file_name)
+    return row
+
+
+def written(student: Student, towers: Towers, item: Plan, section: Export, folder: Path) -> Written:
+    """Write one program."""
+    example = torch.from_numpy(student.reference.inputs(item.tower)[:2])
+    return programs.write(
+        item, section, towers, example=example, folder=folder, calibrate=lambda: student.calibration
+    )  # fmt: skip
+
+
+def base_of(item: Plan) -> Plan:
+    """The ONNX float32 program of the same tower."""
+    return Plan(item.tower, "onnx", "float32")
+
+
+def timed(student: Student, item: Plan, path: Path, options: argparse.Namespace, work: Path) -> Row:
+    """Latency of one row: PyTorch, ONNX float32 and the program take turns."""
+    base, row = work / base_of(item).file_name, student.reference.inputs(item.tower)[:1]
+    if not base.is_file():
+        written(student, student.towers, base_of(item), Export(), work)
+    eager = student.towers.image if item.tower == "image" else latency.EagerText(student.clip.model)
+    turns: dict[str, Callable[[], object]] = {
+        "pytorch": functools.partial(latency.eager, eager, row),
+        "onnx": latency.turn(load_program(base, threads=options.threads), row),
+    }
+    if path != base:
+        turns["program"] = latency.turn(load_program(path, threads=options.threads), row)
+    times = latency.interleave(turns, options.rounds)
+    own, onnx, pytorch = (times[name] for name in ("program" if path != base else "onnx", "onnx", "pytorch"))
+    found = latency.summarize(own, float(np.median(pytorch)), None)
+    return {
+        **found, "ratio_onnx": round(float(np.median(own) / np.median(onnx)), 3), "rounds": len(own),
+        "pytorch_ms": round(float(np.median(pytorch)), 3), "threads": options.threads,
+    }  # fmt: skip
+
+
+def discard(path: Path, *, base: Path) -> None:
+    """Remove a measured program; the one that others are timed beside stays."""
+    if path == base:
+        return
+    for file in sorted((path, *path.rglob("*")), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
 
 
 def striped(count: int, seed: int, size: int) -> list[Sample]:
@@ -127,40 +220,6 @@ def striped(count: int, seed: int, size: int) -> list[Sample]:
         caption = "a pattern " + "of stripes " * index
         samples.append(Sample(f"{seed}-{index}", stream.getvalue(), {"captions": [caption]}))
     return samples
-
-
-def joined(rows: list[dict[str, Any]], timed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Proof and times of each program, one row per number of threads."""
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        key = (row["format"], row["tower"], row["precision"])
-        mine = [t for t in timed if (t["format"], t["tower"], t["precision"]) == key]
-        found += [{**row, **t} for t in mine] or [row]
-    return found + [t for t in timed if t["format"] == "pytorch"]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = [
-        "| " + " | ".join(HEADS) + " |",
-        "|" + "---|" * len(HEADS),
-    ]
-    for row in sorted(rows, key=lambda r: (r["tower"], r["format"] != "pytorch")):
-        if "failed" in row:
-            lines.append(
-                f"| {row['tower']} | {row['format']} | {row['precision']} | failed: {row['failed']} |" + " |" * 9
-            )
-            continue
-        size = f"{row['bytes'] / 1e6:.1f}" if row.get("bytes") else ""
-        shown = [row["tower"], row["format"], row["precision"], size]
-        for name, form in (
-            ("error", ".2g"), ("cosine_min", ".6f"), ("ratio", ".2f"), ("ratio_onnx", ".2f"), ("p50_ms", ".1f"),
-            ("p95_ms", ".1f"), ("load_ms", ".0f"), ("peak_mb", ".0f"), ("delegated", ".2f"),
-        ):  # fmt: skip
-            value = row.get(name, "")
-            shown.append(format(value, form) if isinstance(value, (int, float)) else "")
-        lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from mobileclip.config import Export, check_section
 from mobileclip.errors import ConfigError
 from mobileclip.evaluation.retrieval import build_gallery
-from mobileclip.formats import contract, golden, latency, programs, registry
+from mobileclip.formats import golden, latency, programs, registry
+from mobileclip.formats.digests import digest
 from mobileclip.formats.programs import Plan
 from mobileclip.formats.proof import Reference
 from mobileclip.formats.runtime import load_program
@@ -137,7 +138,7 @@ def _rows(
         base = times.get((subject.name, Plan(item.tower, *BASE)))
         if base is not None:
             found["ratio_onnx"] = round(found["p50_ms"] / float(np.median(base)), 3)
-        size = contract.digest(path)["bytes"]
+        size = digest(path)["bytes"]
         rows.append({**common, "format": item.format, "precision": item.precision, "bytes": size, **found})
     return rows
 

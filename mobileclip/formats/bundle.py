@@ -22,6 +22,7 @@ from mobileclip import storage
 from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.formats import bundle_texts, contract
 from mobileclip.formats.contract import Contract
+from mobileclip.formats.digests import combine
 
 SUMS = "SHA256SUMS"
 CARD, NOTICES, SCHEMA = "MODEL_CARD.md", "NOTICES.md", "contract.schema.json"
@@ -236,7 +237,7 @@ def _compare(agreed: Contract, promised: Mapping[str, str], sizes: Mapping[str, 
                 for name in sorted(promised)
                 if name.startswith(prefix)
             }
-            got = contract.combine(parts)["sha256"] if parts else "missing"
+            got = combine(parts)["sha256"] if parts else "missing"
         if got != file.sha256:
             raise IntegrityError(
                 f"bundle: '{file.path}' in '{path.name}' is not the file its contract was written for ({got})."

@@ -3,9 +3,7 @@
 Reading it needs neither torch nor a runtime.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +20,7 @@ from pydantic import (
 )
 
 from mobileclip.errors import DataError, IntegrityError
+from mobileclip.formats.digests import digest
 
 SCHEMA_VERSION = 1
 FILE_NAME = "contract.json"
@@ -129,7 +128,7 @@ class File(_Record):
     bytes: NonNegativeInt
     """Size; of a folder, of all its files."""
     sha256: Sha256
-    """Digest of the bytes; of a folder, see `digest`."""
+    """Digest of the bytes; of a folder, see `mobileclip.formats.digests`."""
 
 
 class Program(File):
@@ -287,20 +286,6 @@ def schema() -> bytes:
 def describe(path: Path, *, root: Path) -> File:
     """Name, size and digest of a file below `root`."""
     return File(path=path.relative_to(root).as_posix(), **digest(path))
-
-
-def digest(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file, or of a folder: all its files by relative path (Core ML packages are folders)."""
-    if path.is_file():
-        with path.open("rb") as handle:
-            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
-    return combine({p.relative_to(path).as_posix(): digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
-
-
-def combine(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Size and sha256 of a folder from those of its files, by relative path."""
-    whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"bytes": sum(part["bytes"] for part in parts.values()), "sha256": whole}
 
 
 def check(folder: Path, file: File) -> Path:

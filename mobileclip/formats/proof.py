@@ -174,6 +174,13 @@ def encode_in_batches(encode: Encode, rows: NDArray[np.generic], size: int) -> N
     return np.concatenate([encode(rows[start : start + size]) for start in range(0, len(rows), size)])
 
 
+def first_rows(gallery: Gallery) -> NDArray[np.int64]:
+    """Sample whose caption embedding stands for each text [texts]: equal captions are one text, its first counts."""
+    rows = np.zeros(len(gallery.texts), dtype=np.int64)
+    rows[gallery.columns[::-1]] = gallery.images[::-1]
+    return rows
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread: the order of its sums, and so the last bits, depends on their number."""
@@ -221,11 +228,9 @@ def _paired(name: str, before: Floats, after: Floats) -> dict[str, float]:
 
 def _hits(features: NDArray[np.float32], tower: str, reference: Reference) -> Floats:
     """1 where an image finds its caption first (image tower) or a caption its image (text tower), else 0."""
-    gallery = reference.gallery
-    first_row = np.zeros(len(gallery.texts), dtype=np.int64)
-    first_row[gallery.columns[::-1]] = gallery.images[::-1]  # equal captions are one text: keep its first embedding
+    gallery, rows = reference.gallery, first_rows(reference.gallery)
     if tower == "image":
-        ranks = rank_pairs(features, reference.text_features[first_row], gallery).image_to_text
+        ranks = rank_pairs(features, reference.text_features[rows], gallery).image_to_text
     else:
-        ranks = rank_pairs(reference.image_features, features[first_row], gallery).text_to_image
+        ranks = rank_pairs(reference.image_features, features[rows], gallery).text_to_image
     return (ranks == 1).astype(np.float64)

@@ -6,6 +6,7 @@ import pytest
 
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats import contract, terms
+from mobileclip.formats.digests import digest
 from mobileclip.models import zoo
 
 
@@ -129,8 +130,8 @@ def test_paths_out_of_the_folder_are_refused(agreed, saved, name):
 def test_folder_digest_covers_names_and_bytes(tmp_path):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "a").write_bytes(b"12")
-    first = contract.digest(tmp_path / "package")
+    first = digest(tmp_path / "package")
     (tmp_path / "package" / "a").rename(tmp_path / "package" / "b")
-    second = contract.digest(tmp_path / "package")
+    second = digest(tmp_path / "package")
     assert first["bytes"] == second["bytes"] == 2
     assert first["sha256"] != second["sha256"]

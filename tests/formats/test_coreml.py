@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mobileclip.config import Export
 from mobileclip.errors import DataError
 from mobileclip.formats import coreml_interpreter, programs
-from mobileclip.formats.contract import digest
+from mobileclip.formats.digests import digest
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
 

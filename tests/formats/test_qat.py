@@ -7,7 +7,7 @@ from mobileclip import manifest
 from mobileclip.config import Export
 from mobileclip.data import images
 from mobileclip.formats import programs, proof, qat
-from mobileclip.formats.contract import digest
+from mobileclip.formats.digests import digest
 from tests.formats.conftest import pattern_samples
 
 PRECISIONS = ["float32", "int8_static"]
