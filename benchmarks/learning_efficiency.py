@@ -2,7 +2,8 @@
 
     python -m benchmarks.learning_efficiency --root runs/results --params params/results.yaml
 
-needs a finished `calibrate` in the root (`make results` makes it). All variants of a seed start from the same weights
+needs a finished `calibrate` in the root (`make results` makes it), and for numbers of views and captions in
+`runs/counts` (`make ablations` makes it). All variants of a seed start from the same weights
 and see the same pictures and views in the same order. Scores are on the artist that no training or validation picture
 is from. Every finished training is one line of `docs/results.jsonl`, so a stopped study goes on where it was; the
 tables, the figures and `docs/results.md` are made from that file by `benchmarks.results`.
@@ -71,11 +72,17 @@ ABLATIONS = {
     "teacher `scratch` alone": Variant(teachers=("scratch",)),
     "scales × 1/3": Variant(scale_factor=1 / 3),
     "scales × 3": Variant(scale_factor=3.0),
-    "1 view": Variant(views=1),
-    "2 views": Variant(views=2),
-    "1 synthetic caption": Variant(captions=1),
     "int8 targets": Variant(dtype="int8"),
     "bfloat16 targets": Variant(dtype="bfloat16"),
+}
+COUNTS = {
+    results.MOST: Variant(),
+    "5 views": Variant(views=5),
+    "2 views": Variant(views=2),
+    "1 view": Variant(views=1),
+    "2 synthetic captions": Variant(captions=2),
+    "1 synthetic caption": Variant(captions=1),
+    "no synthetic caption": Variant(synthetic=False),
 }
 
 
@@ -83,45 +90,65 @@ def main() -> None:
     """Train what is not yet in the results file, then write the tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("runs/results"))
+    parser.add_argument(
+        "--counts", type=Path, default=Path("runs/counts"), help="root of 10 views and 5 captions, where there is one"
+    )
     parser.add_argument("--params", type=Path, default=Path("params/results.yaml"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    parser.add_argument("--seeds", type=int, default=5, help="of the main comparison")
-    parser.add_argument("--ablation-seeds", type=int, default=2, help="of the ablations; 0 = none")
+    parser.add_argument("--seeds", type=int, default=5, help="of plain and reinforced")
+    parser.add_argument("--other-seeds", type=int, default=5, help="of the variants in between")
+    parser.add_argument("--ablation-seeds", type=int, default=2, help="of everything else")
     parser.add_argument("--steps", type=int, default=0, help="0: as in the params file")
     options = parser.parse_args()
     params = read_params(options.params)
     steps = options.steps or params.distill.training.steps
-    dataset = manifest.read(str(options.root / "calibrate")).digest()
     store = options.out / "results.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["variant"], row["seed"]) for row in results.read(store, dataset=dataset, steps=steps)}
-    plan = [(name, seed) for seed in range(options.seeds) for name in list(MAIN)[:2]]
-    plan += [(name, seed) for seed in range(options.seeds) for name in list(MAIN)[2:]]
-    plan += [(name, seed) for seed in range(options.ablation_seeds) for name in ABLATIONS]
-    waiting = [run for run in plan if run not in done]
+    roots = {"main": options.root} | ({"counts": options.counts} if (options.counts / "calibrate").is_dir() else {})
+    datasets = {study: manifest.read(str(root / "calibrate")).digest() for study, root in roots.items()}
+    done = {
+        (study, row["variant"], row["seed"])
+        for study, dataset in datasets.items()
+        for row in results.read(store, dataset=dataset, steps=steps)
+    }
+    waiting = [
+        run
+        for run in _plan(options.seeds, options.other_seeds, options.ablation_seeds)
+        if run[0] in roots and run not in done
+    ]
 
     def write() -> None:
         """After every round, so that a study that is stopped has its tables."""
-        results.write(store, dataset=dataset, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
+        results.write(store, datasets=datasets, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
 
     processes = max(1, int(os.environ.get("MOBILECLIP_PROCESSES", "2")))
     for first in range(0, len(waiting), processes):
         runs = waiting[first : first + processes]
-        curves = run_all([(run_one, (str(options.root), params, name, seed, steps)) for name, seed in runs])
+        tasks = [(run_one, (str(roots[study]), params, name, seed, steps)) for study, name, seed in runs]
         with store.open("a", encoding="utf-8") as file:
-            for (name, seed), curve in zip(runs, curves, strict=True):
-                row = {"variant": name, "seed": seed, "steps": steps, "dataset": dataset, "curve": curve}
+            for (study, name, seed), curve in zip(runs, run_all(tasks), strict=True):
+                row = {"variant": name, "seed": seed, "steps": steps, "dataset": datasets[study], "curve": curve}
                 file.write(json.dumps(row) + "\n")
         write()
     if not waiting:
         write()
 
 
+def _plan(seeds: int, other_seeds: int, ablation_seeds: int) -> list[tuple[str, str, int]]:
+    """(study, variant, seed), the most telling first."""
+    main = list(MAIN)
+    plan = [("main", name, seed) for seed in range(seeds) for name in main[:2]]
+    plan += [("main", name, seed) for seed in range(other_seeds) for name in main[2:]]
+    for study, variants in (("counts", COUNTS), ("main", ABLATIONS)):
+        plan += [(study, name, seed) for seed in range(ablation_seeds) for name in variants]
+    return plan
+
+
 def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list[dict[str, float]]:
     """Train one student; its scores on the unseen artist at every point of the learning curve."""
     one_thread()
     os.environ["MOBILECLIP_TRACKING"] = "off"
-    variant = (MAIN | ABLATIONS)[name]
+    variant = (MAIN | ABLATIONS | COUNTS)[name]
     data, config = f"{root}/calibrate", params.distill
     content = manifest.read(data)
     weight = config.distill_weight if variant.distill_weight < 0 else variant.distill_weight

@@ -1,7 +1,7 @@
 """Tables and figures of `docs/results.md`, from the trainings recorded in `docs/results.jsonl`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mobileclip.config import Params
 from mobileclip.evaluation.figures import new_figure, to_png
 from mobileclip.evaluation.statistics import over_seeds
 
-PLAIN, REINFORCED = "plain CLIP", "reinforced"
+PLAIN, REINFORCED, MOST = "plain CLIP", "reinforced", "10 views, 5 synthetic captions"
 KEYS = {"seen/r1": "seen R@1", "seen/r10": "seen R@10", "unseen/r1": "unseen R@1", "unseen/r10": "unseen R@10"}
 Row = dict[str, Any]
 Point = tuple[float, float]
@@ -24,23 +24,39 @@ def read(path: Path, *, dataset: str, steps: int) -> list[Row]:
     return [row for row in rows if (row["dataset"], row["steps"]) == (dataset, steps)]
 
 
-def write(path: Path, *, dataset: str, steps: int, params: Params, out: Path, ablations: Sequence[str]) -> None:
-    """Write `results.md` and `figures/learning.png` below `out`."""
-    rows = read(path, dataset=dataset, steps=steps)
+def write(
+    path: Path, *, datasets: Mapping[str, str], steps: int, params: Params, out: Path, ablations: Sequence[str]
+) -> None:
+    """Write `results.md` and `figures/learning.png` below `out`.
+
+    Args:
+        path: The recorded trainings.
+        datasets: Digest of the dataset of the study `main`, and of `counts` where it was run.
+        steps: Length of the trainings.
+        params: Of the main study.
+        out: Folder.
+        ablations: Variants of the main study that differ in one thing from the reinforced one.
+    """
+    rows = read(path, dataset=datasets["main"], steps=steps)
     names = list(dict.fromkeys(row["variant"] for row in rows))
     compared = [name for name in names if name not in ablations]
     figure = out / "figures" / "learning.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(_draw(rows, compared))
+    counts = read(path, dataset=datasets["counts"], steps=steps) if "counts" in datasets else []
+    counted = [name for name in dict.fromkeys(row["variant"] for row in counts) if name != MOST]
     parts = [
         _head(rows, params),
         "## Learning efficiency\n",
         _table(rows, compared),
         "\n![learning curves](figures/learning.png)\n",
         _differences(rows, compared),
-        "\n## Ablations\n",
-        _ablations(rows, [name for name in names if name in ablations]),
-    ]
+        *_section("Ablations", "the reinforced student", _ablations(rows, REINFORCED, ablations)),
+        *_section(
+            "Numbers of views and captions", f"the student with {MOST}, a dataset of its own",
+            _ablations(counts, MOST, counted),
+        ),
+    ]  # fmt: skip
     text = "\n".join(part for part in parts if part) + "\n"
     (out / "results.md").write_text(text, encoding="utf-8")
 
@@ -110,17 +126,24 @@ def _differences(rows: Sequence[Row], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _ablations(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Against the reinforced student of the same seeds."""
-    if not names or REINFORCED not in {row["variant"] for row in rows}:
+def _section(title: str, base: str, table: str) -> list[str]:
+    return [f"\n## {title}\n", f"Each line changes one thing of {base}.\n", table] if table else []
+
+
+def _ablations(rows: Sequence[Row], base: str, names: Sequence[str]) -> str:
+    """The base, and each variant's difference to it with the same seeds."""
+    found = {row["variant"] for row in rows}
+    names = [name for name in names if name in found]
+    if not names or base not in found:
         return ""
-    lines = [
-        "Each line changes one thing of the reinforced student; difference to it, paired by seed.\n",
-        "| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS),
-    ]  # fmt: skip
+    head = "| difference, paired by seed | seeds | " + " | ".join(KEYS.values()) + " |"
+    own = [_interval(curves(rows, base, key)[1][:, -1]) for key in KEYS]
+    lines = [head, "|---|---|" + "---|" * len(KEYS)]
+    lines.append(f"| {base}, score | {len(curves(rows, base, 'seen/r1')[2])} | " + " | ".join(own) + " |")
     for name in names:
-        cells = [_interval(_paired(rows, name, key, base=REINFORCED), sign=True) for key in KEYS]
-        lines.append(f"| {name} | {len(curves(rows, name, 'seen/r1')[2])} | " + " | ".join(cells) + " |")
+        pairs = [_paired(rows, name, key, base=base) for key in KEYS]
+        cells = [_interval(values, sign=True) for values in pairs]
+        lines.append(f"| {name} | {len(pairs[0])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -27,7 +27,14 @@ def study(tiny_reinforced, tmp_path_factory):
     calibrate.run(config, out=str(root / "calibrate"), tracker=LogTracker(), data=tiny_reinforced)
     write_params(root / "params.yaml", params())
     flags = {"--root": root, "--params": root / "params.yaml", "--out": root / "docs", "--seeds": 2}
-    command = ["study", "--ablation-seeds", "0", *(str(word) for pair in flags.items() for word in pair)]
+    command = [
+        "study",
+        "--ablation-seeds",
+        "0",
+        "--other-seeds",
+        "2",
+        *(str(word) for pair in flags.items() for word in pair),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", command)
         learning_efficiency.main()
@@ -97,3 +104,20 @@ def test_chance_is_the_recall_of_random_orders(count, k, seed):
 )
 def test_samples_saved(other, wanted):
     assert results.saving([(100, 0.3), (200, 0.4)], other) == pytest.approx(wanted)
+
+
+def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
+    """Differences to the dataset's own largest student, by hand."""
+    source = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
+    main = source[0]["dataset"]
+    names = {results.REINFORCED: results.MOST, results.PLAIN: "1 view"}
+    other = [row | {"variant": names[row["variant"]], "dataset": "wide"} for row in source if row["variant"] in names]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in source + other))
+    datasets = {"main": main, "counts": "wide"}
+    results.write(path, datasets=datasets, steps=2, params=Params(), out=tmp_path, ablations=[])
+    section = (tmp_path / "results.md").read_text().split("## Numbers of views and captions")[1]
+    ends = {(row["variant"], row["seed"]): row["curve"][-1]["seen/r10"] for row in other}
+    mean = sum(ends["1 view", seed] - ends[results.MOST, seed] for seed in (0, 1)) / 2
+    line = next(line for line in section.splitlines() if line.startswith("| 1 view |"))
+    assert line.split("|")[4].split()[0] == f"{100 * mean:+.1f}"
