@@ -10,6 +10,7 @@ from typing import Any
 from mobileclip import __version__, ranks
 from mobileclip.chain import CHAIN
 from mobileclip.errors import MobileClipError
+from mobileclip.extras import install_line
 
 logger = logging.getLogger("mobileclip")
 
@@ -68,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and (line := install_line(error.name or "")):
+            sys.stderr.write(f"error: '{error.name}' is not installed, {arguments[0]} needs it: {line}.\n")
+            return 1
         sys.stderr.write(f"error: {type(error).__name__}: {error} (--debug shows the trace)\n")
         return 1
 
