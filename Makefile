@@ -27,7 +27,7 @@ demo: setup  ## Fetch the demo's pictures and run the whole chain on them
 	@# 3: the gate refused the student, which is a result of the run and not a failure of it
 	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers || [ $$? -eq 3 ]
 
-PYTEST = OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations 25
+PYTEST = OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 25
 
 test: setup system  ## Run the tests
 	$(PYTEST) -m "not slow"

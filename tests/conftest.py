@@ -7,7 +7,7 @@ import json
 import os
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -120,16 +120,24 @@ _TOGETHER = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
+def _together(nodeid: str) -> str:
+    file = nodeid.split("::", maxsplit=1)[0]
+    return next((name for start, name in _TOGETHER.items() if file.startswith(start)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What stays in one process: a file, or several that share inputs; xdist's own groups miss pytest 9's node ids."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _together(nodeid)
+
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what stays in one process: a file, or several that share their inputs. The longest start first."""
-    for item in items:
-        file = item.nodeid.split("::")[0]
-        together = next((name for start, name in _TOGETHER.items() if file.startswith(start)), file)
-        item.add_marker(pytest.mark.xdist_group(together))
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, _group(item) not in _TOGETHER.values()))
-
-
-def _group(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("xdist_group")
-    return str(mark.args[0]) if mark else ""
+    """The longest first: with two workers they must not start last."""
+    shared = set(_TOGETHER.values())
+    items.sort(key=lambda i: (i.get_closest_marker("slow") is None, _together(i.nodeid) not in shared))
