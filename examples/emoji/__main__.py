@@ -137,6 +137,7 @@ def _inventory(out: Path, outputs: list[str]) -> dict[str, list[int]]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # what torchao, loaded by transformers, sets off
     try:
         tyro.cli(main)
     except MobileClipError as error:
