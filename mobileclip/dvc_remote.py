@@ -8,9 +8,10 @@ files gives the same digests. MD5 is only DVC's name for a file; the proof is th
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -76,12 +77,27 @@ def publish(folder: str, *, remote: str, progress: Callable[[str], object] = lam
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         sent = list(pool.map(send, names))
-    # Byte for byte DVC's own form of the list: sorted by name, keys sorted, ASCII.
-    listing = json.dumps(sorted((entry for entry, _, _ in sent), key=lambda e: e["relpath"]), sort_keys=True).encode()
+    listing = _listing([entry for entry, _, _ in sent])
     md5 = f"{_md5(listing)}.dir"
     new = [fresh for _, _, fresh in sent] + [_put(remote, md5, listing)]
     name = posixpath.basename(folder.rstrip("/"))
     return Published(name, md5, sum(size for _, size, _ in sent), len(names), sum(new))
+
+
+def folder_digest(folder: str) -> str:
+    """What DVC names a local folder by: the MD5 of its list of files, with `.dir` at the end."""
+    names = [name for name in storage.list_files(folder) if not _IGNORED & set(name.split("/"))]
+    entries = []
+    for name in names:
+        with Path(folder, name).open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+        entries.append({"md5": digest.hexdigest(), "relpath": name})
+    return f"{_md5(_listing(entries))}.dir"
+
+
+def _listing(entries: Sequence[Mapping[str, str]]) -> bytes:
+    """Byte for byte DVC's own form of the list: sorted by name, keys sorted, ASCII."""
+    return json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
 
 
 def _put(remote: str, md5: str, data: bytes) -> bool:

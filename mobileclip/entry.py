@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__, manifest, parallel, ranks, storage
+from mobileclip import __version__, manifest, parallel, provenance, ranks, storage
 from mobileclip.chain import FAN_OUT, step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError, IntegrityError
@@ -26,6 +26,7 @@ from mobileclip.report import Tracker
 
 logger = logging.getLogger(__name__)
 
+code_digest = provenance.code_digest
 RECORD = "record.json"
 TOGETHER = ("train_teacher", "finetune_captioner", "distill")
 """Stages that train on all processes which `torchrun` starts."""
@@ -158,17 +159,6 @@ def _stream_digest(uri: str) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def code_digest() -> str:
-    """Digest of the installed package's own source: a changed library never passes off an old result as its own."""
-    root = Path(__file__).parent
-    return _digest(
-        {p.relative_to(root).as_posix(): storage.digest_file(p) for p in sorted(root.rglob("*")) if p.suffix in _CODE}
-    )
-
-
-_CODE = frozenset({".py", ".json", ".html", ".css", ".js"})
 
 
 def _run(

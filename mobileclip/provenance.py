@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__
+from mobileclip import __version__, manifest, storage
 
+_CODE = frozenset({".py", ".json", ".html", ".css", ".js"})
 # Environment variable to tag: what pipelines, DVC and CI tell a process about itself.
 _FROM_ENVIRONMENT = {
     "KFP_RUN_ID": "kfp.run_id",
@@ -46,6 +48,13 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def code_digest() -> str:
+    """Digest of the installed package's own source: a changed library never passes off an old result as its own."""
+    root = Path(__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.suffix in _CODE)
+    return manifest.spec_digest({path.relative_to(root).as_posix(): storage.digest_file(path) for path in files})
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:

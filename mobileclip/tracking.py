@@ -184,8 +184,11 @@ def load_mlflow() -> Any:
 
 
 @contextlib.contextmanager
-def one_sentence() -> Iterator[None]:
+def one_sentence(*, optional: bool = True) -> Iterator[None]:
     """Turn whatever MLflow throws inside into one sentence.
+
+    Args:
+        optional: Whether the work could go on without tracking; the registry cannot.
 
     Raises:
         ConfigError: With the store's URI and the first line of what it said.
@@ -198,7 +201,7 @@ def one_sentence() -> Iterator[None]:
         uri = re.sub(r"//[^/@]*@", "//", tracking_uri())
         raise ConfigError(
             f"tracking: MLFLOW_TRACKING_URI is '{uri}' and MLflow says '{first_line(error)}', "
-            "want a store that answers, or MOBILECLIP_TRACKING=off."
+            f"want a store that answers{', or MOBILECLIP_TRACKING=off' if optional else ''}."
         ) from error
 
 

@@ -25,6 +25,7 @@ from tests import students
 @pytest.fixture
 def chain(tmp_path, monkeypatch) -> Path:
     """prepare, two teachers, filter and a distilled student, side by side."""
+    monkeypatch.chdir(tmp_path)  # no registry of the working folder answers
     monkeypatch.setenv("MOBILECLIP_TRACKING", "off")
     return Path(shutil.copytree(_made_once(), tmp_path / "out"))
 

@@ -1,6 +1,5 @@
 """Score models on one evaluation set: all samples and every slice, retrieval and every zero-shot task."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,7 +194,7 @@ def _slice_scopes(slices: list[str | None], slice_field: str) -> list[Scope]:
     scopes: dict[str, Scope] = {}
     for value in values:
         rows = np.array([row for row, found in enumerate(slices) if found == value])
-        name = f"slice/{re.sub(r'[^A-Za-z0-9_.-]+', '-', value)}"
+        name = f"slice/{scores.slice_name(value)}"
         if name in scopes:
             raise DataError(
                 f"evaluate.slice_field: got '{slice_field}', its values '{scopes[name].value}' and '{value}' share "

@@ -1,5 +1,6 @@
 """From ranks to a table: every metric of every model with its interval, its baselines and the paired verdict."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,6 +189,11 @@ def flatten(table: Scores, *, prefix: str = "") -> dict[str, float]:
                 flat[f"{prefix}{name}/{metric}/low"] = row[name]["low"]
                 flat[f"{prefix}{name}/{metric}/high"] = row[name]["high"]
     return flat
+
+
+def slice_name(value: str) -> str:
+    """A slice's value as part of a metric's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", value)
 
 
 def rounded(value: float) -> float | None:

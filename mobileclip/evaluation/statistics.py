@@ -8,7 +8,7 @@ What these intervals cover is the choice of evaluation samples. They do not cove
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,12 +112,23 @@ def estimate(statistic: Statistic, resamples: Resamples) -> Estimate:
 
     Resamples in which the metric is not defined (NaN or infinite) are left out.
     """
+    return estimates({"": statistic}, resamples)[""]
+
+
+def estimates(statistics: Mapping[str, Statistic], resamples: Resamples) -> dict[str, Estimate]:
+    """`estimate` of many metrics, which share each chunk of weights."""
     count, num_samples = resamples.counts.shape
-    value = float(statistic(np.ones((1, num_samples)))[0])
-    chunks = [statistic(resamples.counts[i : i + _CHUNK].astype(np.float64)) for i in range(0, count, _CHUNK)]
-    draws = np.concatenate(chunks)
-    low, high = _percentiles(draws, resamples.confidence)
-    return Estimate(value, low, high, draws)
+    ones = np.ones((1, num_samples))
+    draws: dict[str, list[Floats]] = {name: [] for name in statistics}
+    for start in range(0, count, _CHUNK):
+        weights = resamples.counts[start : start + _CHUNK].astype(np.float64)
+        for name, statistic in statistics.items():
+            draws[name].append(statistic(weights))
+    found = {}
+    for name, statistic in statistics.items():
+        drawn = np.concatenate(draws[name])
+        found[name] = Estimate(float(statistic(ones)[0]), *percentiles(drawn, resamples.confidence), drawn)
+    return found
 
 
 def compare(
@@ -140,7 +151,7 @@ def compare(
     draws = draws[np.isfinite(draws)]
     # Sums taken in another order differ in the last bits; a difference of that size is none.
     draws = np.round(draws, _DIGITS)
-    low, high = _percentiles(draws, confidence)
+    low, high = percentiles(draws, confidence)
     verdict: Verdict = "no evidence"
     if differing >= least_differing(confidence) and (low > 0 or high < 0):
         verdict = "better" if (low > 0) == higher_is_better else "worse"
@@ -151,6 +162,26 @@ def compare(
 def least_differing(confidence: float) -> int:
     """Fewest differing samples with which an exact two-sided sign test can reach the level: 6 at 95 %."""
     return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
+
+
+def largest_share(count: int, total: int, *, confidence: float) -> float:
+    """Upper end of the exact two-sided interval of a share (Clopper and Pearson 1934): 0 of 100 may be 3.6 % at 95 %.
+
+    Args:
+        count: Samples that have a property.
+        total: All samples, at least 1.
+        confidence: Coverage, inside (0, 1).
+    """
+    if count >= total:
+        return 1.0
+    tail = (1 - confidence) / 2
+    logs = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in range(count + 1)]
+    low, high = count / total, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        chances = (log + k * math.log(middle) + (total - k) * math.log1p(-middle) for k, log in enumerate(logs))
+        low, high = (middle, high) if sum(map(math.exp, chances)) > tail else (low, middle)
+    return high
 
 
 def ratio(numerators: Floats, denominators: Floats | None = None) -> Statistic:
@@ -291,7 +322,8 @@ def _t_cdf(t: float, freedom: int) -> float:
     return 0.5 + inside / 2
 
 
-def _percentiles(draws: Floats, confidence: float) -> tuple[float, float]:
+def percentiles(draws: Floats, confidence: float) -> tuple[float, float]:
+    """Ends of the percentile interval; NaN where no resample defines the metric."""
     finite = draws[np.isfinite(draws)]
     if not len(finite):
         return math.nan, math.nan

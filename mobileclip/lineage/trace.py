@@ -16,7 +16,8 @@ from typing import Any
 from mobileclip import entry, manifest, storage
 from mobileclip.chain import step
 from mobileclip.config import STAGES
-from mobileclip.errors import DataError, MobileClipError
+from mobileclip.errors import MobileClipError
+from mobileclip.lineage.contents import describe
 from mobileclip.lineage.licenses import Terms, Use, binding
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Node:
         absent: Files that are named but not at hand (a copy of the record alone).
         problems: One sentence per digest that disagrees.
         uses: Licensed things that came in here.
+        holds: What lies in it, in words.
     """
 
     stage: str
@@ -49,6 +51,7 @@ class Node:
     absent: int = 0
     problems: list[str] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
+    holds: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,13 @@ class Trace:
 
     @property
     def uses(self) -> list[Use]:
-        """Every licensed thing of the chain, each once, the oldest first."""
-        return list(dict.fromkeys(use for node in reversed(self.nodes) for use in node.uses))
+        """Every licensed thing of the chain, each once with the stage that brought it in, in the chain's order."""
+        nodes = sorted(self.nodes, key=lambda node: STAGES.index(node.stage))
+        found: dict[tuple[str, str], Use] = {}
+        for node in nodes:
+            for use in node.uses:  # later manifests list the columns of earlier ones again
+                found.setdefault((use.what, use.license), use)
+        return list(found.values())
 
     @property
     def terms(self) -> Terms:
@@ -87,20 +95,26 @@ class Trace:
 def trace(target: str, *, roots: Sequence[str] = (), files: bool = True) -> Trace:
     """Follow a file, a stage folder or a registered model (`models:/NAME@champion`) back to the data.
 
+    A program or bundle that lies alone, as on a phone, is found by its bytes among the registered versions.
+
     Args:
         target: Local path, `s3://` URI or `models:/` URI.
         roots: Further folders in whose subfolders earlier stages may lie, or raw inputs themselves.
         files: Hash shards and columns anew as well, not only records, models and programs.
 
     Raises:
-        DataError: No record is found at or above the target.
+        DataError: No record is found at or above the target, and no registered version knows it.
     """
+    from mobileclip.lineage import registered  # it follows records with this module
+
     if target.startswith("models:/"):
-        return _trace_registered(target, roots, files=files)
+        return registered.trace_version(target, roots, files=files)
     folder = _record_folder(target)
-    neighbors = _index([*surroundings(folder), *roots])
+    if not folder:
+        return registered.trace_file(target, roots, files=files)
+    neighbors = index([*surroundings(folder), *roots])
     start = hashlib.sha256(storage.read_bytes(storage.join(folder, entry.RECORD))).hexdigest()
-    found = _follow(target, {**neighbors, start: folder}, start, roots, files=files)
+    found = follow(target, {**neighbors, start: folder}, start, roots, files=files)
     own = storage.relative(target, folder)
     if own not in {".", ""} and not any(name == own or name.startswith(f"{own}/") for name in _names(found.nodes[0])):
         found.nodes[0].problems.append(f"'{own}' is not in the record")
@@ -120,7 +134,7 @@ def is_copy(uri: str) -> bool:
 def copy_records(found: Trace, folder: Path) -> None:
     """Copy every record with its config, metrics, manifest and model cards, so that the chain outlives its folders."""
     for node in found.nodes:
-        names = {entry.RECORD, "config.json", "metrics.json", manifest.FILE_NAME}
+        names = {entry.RECORD, "config.json", "metrics.json", "contract.json", manifest.FILE_NAME}
         names |= {name for name in node.record["files"] if name.rpartition("/")[2] == _CARD}
         for name in sorted(names):
             uri = storage.join(node.uri, name)
@@ -128,24 +142,16 @@ def copy_records(found: Trace, folder: Path) -> None:
                 storage.write_bytes(folder / f"{node.stage}-{node.digest[:12]}" / name, storage.read_bytes(uri))
 
 
-def _trace_registered(target: str, roots: Sequence[str], *, files: bool) -> Trace:
-    from mobileclip.promotion import registry, student_model
+def follow(target: str, known: Mapping[str, str], start: str, roots: Sequence[str], *, files: bool) -> Trace:
+    """Follow the record with the digest `start` back to the data.
 
-    name, _, reference = target.removeprefix("models:/").replace("@", "/").partition("/")
-    version = registry.connect(name).version(reference or registry.CHAMPION)
-    copies = student_model.download(name, version.number, "evidence") / COPIES
-    neighbors = _index([str(copies), *roots])
-    start = version.tags.get("record.student", "")
-    if start not in neighbors:
-        raise DataError(f"trace: version {version.number} of '{name}' holds no record of its student.")
-    found = _follow(target, neighbors, start, roots, files=files)
-    weights = storage.digest_file(student_model.download(name, version.number, student_model.WEIGHTS))
-    if weights not in found.nodes[0].record["files"].values():
-        found.nodes[0].problems.append(f"the weights in the registry ({weights[:12]}) are not those of the record")
-    return found
-
-
-def _follow(target: str, index: Mapping[str, str], start: str, roots: Sequence[str], *, files: bool) -> Trace:
+    Args:
+        target: What was asked for.
+        known: Folder by digest of its record, from `index`.
+        start: Digest of the first record.
+        roots: Where raw inputs may lie.
+        files: Hash shards and columns anew as well.
+    """
     found = Trace(target, [], [], [])
     hashed: dict[str, bool] = {}
     waiting, seen = [start], set[str]()
@@ -154,15 +160,15 @@ def _follow(target: str, index: Mapping[str, str], start: str, roots: Sequence[s
         if digest in seen:
             continue
         seen.add(digest)
-        node = _node(index[digest], digest, hashed, files=files)
+        node = _node(known[digest], digest, hashed, files=files)
         found.nodes.append(node)
         external = step(node.stage).external
         for name, wanted in node.record["inputs"].items():
-            made_by = wanted if wanted in index else _part_of(wanted, index)
+            made_by = wanted if wanted in known else _part_of(wanted, known)
             if made_by:
                 waiting.append(made_by)
             elif name in external:
-                found.outside.append((node.stage, name, wanted, _raw_folder(wanted, roots, index)))
+                found.outside.append((node.stage, name, wanted, _raw_folder(wanted, roots, known)))
             else:
                 found.lost.append((node.stage, name, wanted))
     return found
@@ -188,7 +194,8 @@ def _node(uri: str, digest: str, hashed: dict[str, bool], *, files: bool) -> Nod
             for path, sha256 in _listed_files(listed):
                 _check(node, counts, storage.join(uri, path), sha256, hashed, optional=False)
     node.uses.extend(_model_uses(node))
-    return Node(node.stage, uri, digest, record, counts["checked"], counts["absent"], node.problems, node.uses)
+    holds = describe(uri, record)
+    return Node(node.stage, uri, digest, record, counts["checked"], counts["absent"], node.problems, node.uses, holds)
 
 
 def _check(
@@ -229,7 +236,7 @@ def _data_uses(stage: str, listed: manifest.Manifest) -> list[Use]:
 def _model_of(column: manifest.Column) -> str:
     model = column.spec.get("model")
     name = model.get("name") if isinstance(model, dict) else model
-    return f" by {name}" if isinstance(name, str) and name else ""
+    return f" by {name.removeprefix('trained:')}" if isinstance(name, str) and name else ""
 
 
 def _model_uses(node: Node) -> list[Use]:
@@ -239,22 +246,22 @@ def _model_uses(node: Node) -> list[Use]:
         uri = storage.join(node.uri, name)
         if storage.exists(uri):
             card = json.loads(storage.read_bytes(uri))
-            model = name.rpartition("/")[0] or "model"
+            model = name.rpartition("/")[0] or card.get("model") or "model"
             found.append(Use(node.stage, f"weights of {model}", str(card.get("license", "unknown"))))
     return found
 
 
 def _record_folder(target: str) -> str:
-    """The stage folder at or above a path."""
+    """The stage folder at or above a path; empty where there is none."""
     folder = storage.join(target)
     for _ in range(_MAX_DEPTH):
         if storage.exists(storage.join(folder, entry.RECORD)):
             return folder
         folder = storage.join(folder, "..")
-    raise DataError(f"trace: no {entry.RECORD} at or above '{target}', want something a stage wrote.")
+    return ""
 
 
-def _index(roots: Sequence[str]) -> dict[str, str]:
+def index(roots: Sequence[str]) -> dict[str, str]:
     """Folder by digest of its record, for the roots and the stage folders right below; the last root wins."""
     found: dict[str, str] = {}
     for root in roots:
@@ -267,9 +274,9 @@ def _index(roots: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _part_of(digest: str, index: Mapping[str, str]) -> str:
+def _part_of(digest: str, known: Mapping[str, str]) -> str:
     """The record above a subfolder with this digest: a stage may be given `distill/student` instead of `distill`."""
-    for record, folder in index.items():
+    for record, folder in known.items():
         if storage.is_s3(folder):
             continue
         for name in storage.list_names(folder):
@@ -279,10 +286,10 @@ def _part_of(digest: str, index: Mapping[str, str]) -> str:
     return ""
 
 
-def _raw_folder(digest: str, roots: Sequence[str], index: Mapping[str, str]) -> str:
+def _raw_folder(digest: str, roots: Sequence[str], known: Mapping[str, str]) -> str:
     """The root that holds exactly these raw files; empty where none does."""
     for root in roots:
-        if any(_within(folder, root) for folder in index.values()):
+        if any(_within(folder, root) for folder in known.values()):
             continue  # a folder of runs is no raw input, and hashing it would read everything that was ever run there
         try:
             if entry.input_digest(root) == digest:

@@ -73,22 +73,30 @@ def _grow(
 ) -> None:
     facts = [f"record {node.digest[:_SHORT]}", f"config {node.record['config'][:_SHORT]}"]
     facts += [f"code {node.record['code'][:_SHORT]}", f"version {node.record['version']}"]
-    facts += [f"{name} {value[:_SHORT]}" for name, value in origins.get(node.digest, {}).items()]
+    facts += [f"{name} {_shortened(value)}" for name, value in origins.get(node.digest, {}).items()]
     where = "(record kept in the registry)" if is_copy(node.uri) else escape(node.uri)
-    branch = tree.add(_text(f"[bold]{node.stage}[/bold] {where}\n[dim]{escape('  '.join(facts))}[/dim]"))
     if node.digest in seen:
-        branch.add("[dim]shown above[/dim]")
+        tree.add(_text(f"[bold]{node.stage}[/bold] [dim]{node.digest[:_SHORT]}, shown above[/dim]"))
         return
+    lines = [f"[bold]{node.stage}[/bold] {where}", *(escape(line) for line in node.holds)]
+    branch = tree.add(_text("\n".join([*lines, f"[dim]{escape('  '.join(facts))}[/dim]"])))
     seen.add(node.digest)
     for digest in node.record["inputs"].values():
         if digest in by_digest:
             _grow(branch, by_digest[digest], by_digest, found, origins, seen)
     for stage, name, digest, uri in found.outside:
         if stage == node.stage:
-            branch.add(Text(f"{name}: from outside, {digest[:_SHORT]} {uri or '(not at hand)'}"))
+            more = "".join(f"  {label} {_shortened(value)}" for label, value in origins.get(digest, {}).items())
+            branch.add(Text(f"{name}: from outside, {digest[:_SHORT]} {uri or '(not at hand)'}{more}"))
     for stage, name, digest in found.lost:
         if stage == node.stage:
             branch.add(_text(f"[red]{name}: {digest[:_SHORT]} not found[/red]"))
+
+
+def _shortened(value: str) -> str:
+    """A digest's first digits, and what is said about it."""
+    digest, space, rest = value.partition(" ")
+    return f"{digest[:_SHORT]}{space}{rest}"
 
 
 def _text(markup: str) -> Text:

@@ -28,7 +28,7 @@ class Bundle:
 
     Attributes:
         evidence: What the gates look at.
-        trace: Its lineage.
+        traces: Lineage of each input folder, by name; they meet in the student's.
         card: Its `model.json`.
         checkpoint: Local folder with weights and configuration.
         folders: The input folders, by name.
@@ -36,11 +36,16 @@ class Bundle:
     """
 
     evidence: Evidence
-    trace: Trace
+    traces: dict[str, Trace]
     card: dict[str, Any]
     checkpoint: Path
     folders: dict[str, str]
     records: dict[str, str]
+
+    @property
+    def trace(self) -> Trace:
+        """Lineage of the student."""
+        return self.traces["student"]
 
     @property
     def digest(self) -> str:
@@ -79,7 +84,7 @@ def gather(*, student: str, evaluation: str, programs: str, files: bool) -> Bund
         uses=traces["student"].uses,
     )
     records = {name: found.nodes[0].digest for name, found in traces.items()}
-    return Bundle(evidence, traces["student"], card, checkpoint, folders, records)
+    return Bundle(evidence, traces, card, checkpoint, folders, records)
 
 
 def keep(bundle: Bundle, folder: Path, *, name: str, verdicts: Sequence[Verdict]) -> None:
@@ -96,7 +101,8 @@ def keep(bundle: Bundle, folder: Path, *, name: str, verdicts: Sequence[Verdict]
             uri = storage.join(bundle.folders[kind], file)
             if storage.exists(uri):
                 storage.write_bytes(folder / kind / file, storage.read_bytes(uri))
-    lineage.copy_records(bundle.trace, folder / lineage.COPIES)
+    for found in bundle.traces.values():
+        lineage.copy_records(found, folder / lineage.COPIES)
     rows = [verdict.as_dict() for verdict in verdicts]
     text = model_card(
         bundle.trace, name=name, card=bundle.card, metrics=bundle.evidence.metrics,
@@ -111,8 +117,12 @@ def of_champion(name: str, number: int) -> Champion | None:
     """The champion's evidence as it was kept with its version; none where the number is 0."""
     if not number:
         return None
-    folder = student_model.download(name, number, "evidence") / "evaluation"
-    return Champion(number, _numbers(str(folder), ""), comparison.read_rows((folder / "samples.jsonl").read_bytes()))
+    root = student_model.download(name, number, "evidence")
+    folder, contract = root / "evaluation", _read_json(str(root / "programs"), "contract.json")
+    return Champion(
+        number, _numbers(str(folder), ""), comparison.read_rows((folder / "samples.jsonl").read_bytes()),
+        weights=str(contract["lineage"]["student_sha256"]),
+    )  # fmt: skip
 
 
 def read_timings(programs: str) -> dict[str, Any]:

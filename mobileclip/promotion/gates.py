@@ -65,11 +65,13 @@ class Champion:
         version: Its number in the registry.
         metrics: Its metrics.
         samples: Its per-sample table.
+        weights: Digest of its weights.
     """
 
     version: int
     metrics: Mapping[str, float]
     samples: comparison.Rows
+    weights: str = ""
 
 
 def decide(gate: Gate, evidence: Evidence, champion: Champion | None) -> list[Verdict]:
@@ -136,6 +138,8 @@ def _regression(gate: Gate, evidence: Evidence, champion: Champion | None) -> Ve
     ours, theirs = evidence.metrics.get(gate.metric), champion.metrics.get(gate.metric)
     if ours is None or theirs is None:
         return Verdict("champion", "absent", want, False, f"'{gate.metric}' is missing here or in {name}.")
+    if champion.weights and champion.weights == _weights(evidence):
+        return Verdict("champion", "the same weights", want, True, f"The student is {name} itself.")
     if not comparison.same_samples(evidence.samples, champion.samples):
         reason = f"{name} was scored on other samples; score both on the same ones, or set regression_rule to ignore."
         return Verdict("champion", "other samples", want, False, reason.capitalize())
@@ -150,17 +154,23 @@ def _against(gate: Gate, evidence: Evidence, champion: Champion, name: str, want
     floor = -gate.max_regression
     if found is None:
         sign = 1 if _row(gate.metric, evidence).get("higher_is_better", True) else -1
-        delta = sign * (evidence.metrics[gate.metric] - champion.metrics[gate.metric])
+        delta = evidence.metrics[gate.metric] - champion.metrics[gate.metric]
         reason = f"Against {name}: {delta:+g}, no paired interval for this metric."
-        return Verdict("champion", f"{delta:+g}", want, delta >= floor, reason)
+        return Verdict("champion", f"{delta:+g}", want, sign * delta >= floor, reason)
     passed = {
-        "point": found.delta >= floor,
-        "not_worse": not (found.verdict == "worse" and found.high < floor),
-        "non_inferior": found.low >= floor,
+        "point": found.gain >= floor,
+        "not_worse": not (found.verdict == "worse" and found.most < floor),
+        "non_inferior": found.shown >= floor,
     }[gate.regression_rule]
     got = f"{found.delta:+g} [{found.low:+g}, {found.high:+g}]"
     reason = f"Against {name} on the same {len(evidence.samples)} samples ({found.differing} differ): {found.verdict}."
+    if not passed and found.gain >= floor:
+        reason += f" These samples leave room for a loss of {-found.shown:.2g}."
     return Verdict("champion", got, want, passed, reason)
+
+
+def _weights(evidence: Evidence) -> str:
+    return str(evidence.contract.get("lineage", {}).get("student_sha256", "none"))
 
 
 def _export_proof(evidence: Evidence) -> Verdict:

@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,10 @@ _T = TypeVar("_T")
 _BUSY = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_CONFLICT", ""})
 # Two writers that set the same new tag at once: the store looks, finds none, and its database refuses the second row.
 _CROSSED = ("IntegrityError", "UniqueViolation")
+# What callers ask about: these are answers, not failures.
+_ANSWERS = frozenset({"RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"})
+# Nobody listens; MLflow has asked again itself by the time it says so.
+_UNREACHABLE = ("NewConnectionError", "NameResolutionError", "Failed to establish")
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,14 @@ class Registry:
         """
         text = str(reference)
         number = int(text) if text.isdigit() else self.alias(text)
-        for version in self.versions():
+        versions = self.versions()
+        for version in versions:
             if version.number == number:
                 return version
-        raise DataError(f"registry: '{self.name}' has no version '{reference}'.")
+        numbers = [version.number for version in versions]
+        known = [str(number) for number in numbers] + sorted(self.aliases())
+        want = f", want one of {', '.join(known)}" if known else " and no other, want the name of a registered student"
+        raise DataError(f"registry: '{self.name}' has no version '{reference}'{want}.")
 
     def aliases(self) -> dict[str, int]:
         """Version number by alias; empty where the model is not registered."""
@@ -114,6 +122,26 @@ class Registry:
             _patiently(lambda: self.client.set_registered_model_tag(self.name, key, value))  # noqa: B023
 
 
+def having(tags: Collection[str]) -> list[tuple[Registry, Version]]:
+    """The versions of any registered model that have one of these tags, whatever its value; the newest first.
+
+    Raises:
+        ConfigError: MLflow is missing or its store does not answer.
+    """
+    client = tracking.connect()
+    found: list[Any] = []
+    with tracking.one_sentence(optional=False):
+        token = None
+        while True:
+            page = _patiently(lambda: client.search_model_versions("", page_token=token))  # noqa: B023
+            found += [item for item in page if set(tags) & set(item.tags)]
+            token = page.token
+            if not token:
+                break
+    found.sort(key=lambda item: (item.creation_timestamp, int(item.version)), reverse=True)
+    return [(Registry(client, str(item.name)), _version(item)) for item in found]
+
+
 def connect(name: str) -> Registry:
     """The registry of the configured tracking store.
 
@@ -128,13 +156,20 @@ def _version(item: Any) -> Version:
 
 
 def _patiently(action: Callable[[], _T]) -> _T:
-    """Do it, again while the store is busy: SQLite locks, and two writers that wanted the same version number."""
+    """Do it, again while the store is busy: SQLite locks, and two writers that wanted the same version number.
+
+    Raises:
+        ConfigError: The store is out of reach, forbids it, or stays busy.
+    """
     for attempt in range(_ATTEMPTS):
         try:
             return action()
         except Exception as error:
-            if attempt == _ATTEMPTS - 1 or not _passes(error):
+            if _code(error) in _ANSWERS:
                 raise
+            if attempt == _ATTEMPTS - 1 or not _passes(error):
+                with tracking.one_sentence(optional=False):
+                    raise
             logger.debug("registry: busy, attempt %d", attempt + 1)
             time.sleep(0.1 * 2**attempt * (1 + random.random()))
     raise AssertionError("unreachable")
@@ -142,6 +177,8 @@ def _patiently(action: Callable[[], _T]) -> _T:
 
 def _passes(error: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
+    if any(name in str(error) for name in _UNREACHABLE):
+        return False
     return _code(error) in _BUSY or any(name in str(error) for name in _CROSSED)
 
 

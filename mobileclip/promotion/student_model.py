@@ -74,7 +74,7 @@ def download(name: str, number: int, part: str) -> Path:
     Raises:
         ConfigError: The store does not give it.
     """
-    with tracking.one_sentence():
+    with tracking.one_sentence(optional=False):
         found = tracking.load_mlflow().artifacts.download_artifacts(
             artifact_uri=f"models:/{name}/{number}/artifacts/{part}", tracking_uri=tracking.tracking_uri()
         )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mobileclip import provenance, storage
 from mobileclip.config import Promote
+from mobileclip.lineage import registered
 from mobileclip.lineage.licenses import binding
 from mobileclip.promotion import candidates, gates, log, registry, release_report, student_model
 from mobileclip.promotion import evidence as evidences
@@ -131,7 +132,8 @@ def _tags(bundle: Bundle) -> dict[str, str]:
         "evidence": bundle.digest,
         **{f"record.{name}": digest for name, digest in bundle.records.items()},
         "dataset": str(bundle.card.get("dataset", "unknown")),
-        "student.sha256": str(bundle.card["sha256"]),
+        registered.STUDENT_TAG: str(bundle.card["sha256"]),
+        **registered.program_tags(bundle.evidence.contract),
         "architecture": str(bundle.card.get("model", "unknown")),
         "license": str(bundle.card.get("license", "unknown")),
         "license.terms": terms.label,

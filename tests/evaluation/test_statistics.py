@@ -11,7 +11,9 @@ from mobileclip.evaluation.statistics import (
     compare,
     draw_resamples,
     estimate,
+    estimates,
     group_means,
+    largest_share,
     least_differing,
     mean_of,
     mean_over_groups,
@@ -116,6 +118,84 @@ def test_estimate__matches_the_textbook_bootstrap_and_the_standard_error():
     assert result.draws.std() == pytest.approx(error, rel=0.05)
     assert result.low == pytest.approx(np.quantile(direct, 0.025), abs=0.15 * error)
     assert result.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def metrics_on_samples():
+    """Each metric twice: as a function of weights, and as one of the drawn samples themselves."""
+    rng = np.random.default_rng(11)
+    confidences = rng.random(400)
+    hits, groups = (rng.random(400) < confidences).astype(float), rng.integers(0, 5, 400)
+    sums, parts = rng.integers(0, 3, 400).astype(float), np.full(400, 2.0)
+
+    def recalls(rows):
+        return [hits[rows][groups[rows] == group].mean() for group in np.unique(groups[rows])]
+
+    def error(rows):
+        bins = np.minimum(np.ceil(confidences[rows] * 15), 15)
+        gaps = [(hits[rows] - confidences[rows])[bins == b].sum() for b in np.unique(bins)]
+        return np.abs(gaps).sum() / len(rows)
+
+    return {
+        "share": (ratio(hits), lambda rows: hits[rows].mean()),
+        "parts": (ratio(sums, parts), lambda rows: sums[rows].sum() / parts[rows].sum()),
+        "mean per class": (mean_over_groups(hits, groups, 5), lambda rows: np.mean(recalls(rows))),
+        "worst group": (worst_group(hits, groups, 5), lambda rows: min(recalls(rows))),
+        "calibration": (calibration_error(confidences, hits), error),
+        "median": (median(confidences), lambda rows: np.sort(confidences[rows])[(len(rows) - 1) // 2]),
+    }
+
+
+@pytest.mark.parametrize("name", metrics_on_samples())
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_estimate__intervals_are_those_of_scipy(name, confidence):
+    """scipy draws rows itself and calls the plain definition; ours sees weights alone."""
+    statistic, plain = metrics_on_samples()[name]
+    ours = estimate(statistic, draw_resamples(400, resamples=3000, confidence=confidence, seed=0))
+    theirs = stats.bootstrap(
+        (np.arange(400),), plain, vectorized=False, method="percentile", n_resamples=3000,
+        confidence_level=confidence, random_state=1,
+    )  # fmt: skip
+    spread = theirs.standard_error
+    assert ours.value == pytest.approx(plain(np.arange(400)), abs=1e-12)
+    assert ours.draws.std(ddof=1) == pytest.approx(spread, rel=0.06)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.3 * spread)
+
+
+def test_compare__the_paired_interval_is_that_of_scipy():
+    rng = np.random.default_rng(4)
+    difficulty, groups = rng.random(300), rng.integers(0, 4, 300)
+    student, control = (difficulty + rng.normal(0, 0.2, 300) < 0.6), (difficulty + rng.normal(0, 0.2, 300) < 0.5)
+
+    def recall(hits, rows):
+        return np.mean([hits[rows][groups[rows] == group].mean() for group in np.unique(groups[rows])])
+
+    drawn = draw_resamples(300, resamples=3000, confidence=0.95, seed=0)
+    ours = compare(
+        *(estimate(mean_over_groups(hits.astype(float), groups, 4), drawn) for hits in (student, control)),
+        differing=int((student != control).sum()), confidence=0.95,
+    )  # fmt: skip
+    theirs = stats.bootstrap(
+        (np.arange(300),), lambda rows: recall(student, rows) - recall(control, rows), vectorized=False,
+        method="percentile", n_resamples=3000, random_state=1,
+    )  # fmt: skip
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.2 * theirs.standard_error)
+    assert ours.verdict == ("better" if theirs.confidence_interval.low > 0 else "no evidence")
+
+
+def test_estimates__of_many_metrics_are_those_of_each():
+    drawn = draw_resamples(400, resamples=200, confidence=0.9, seed=3)
+    both = {name: statistic for name, (statistic, _) in metrics_on_samples().items()}
+    for name, found in estimates(both, drawn).items():
+        alone = estimate(both[name], drawn)
+        assert (found.value, found.low, found.high) == (alone.value, alone.low, alone.high)
+        assert (found.draws == alone.draws).all()
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 10), (0, 200), (1, 200), (5, 48), (48, 48)])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_largest_share__is_the_exact_interval_of_scipy(count, total, confidence):
+    exact = stats.binomtest(count, total).proportion_ci(confidence, method="exact")
+    assert largest_share(count, total, confidence=confidence) == pytest.approx(exact.high, abs=1e-9)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])

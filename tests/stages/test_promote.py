@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobileclip import config, entry, manifest
+from mobileclip import config, entry, manifest, tracking
 from mobileclip.data import images
 from mobileclip.data.shards import read_samples
 from mobileclip.errors import DataError
@@ -74,6 +74,9 @@ class TestPromotion:
         assert page.index('id="decision"') < page.index('id="programs"') < page.index('id="results"')
         assert "passed all" in (tmp_path / "2" / "release.html").read_text()
         _look_at(tmp_path / "3" / "release.html", tmp_path)
+        runs = where.client.search_runs([tracking.experiment_id(where.client)], "tags.`mobileclip.stage` = 'promote'")
+        kept = {file.path for file in where.client.list_artifacts(runs[0].info.run_id)}
+        assert kept >= {"verdicts.json", "model_card.md", "release.html"}
         assert "release.html" not in json.loads((tmp_path / "3" / "record.json").read_text())["files"]
         assert "Against version 2 on the same 48 samples" in failed["champion"]
         assert failed["champion"].endswith("worse.")
