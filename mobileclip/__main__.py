@@ -33,7 +33,8 @@ TOOLS = {
     "page": "serve the page that runs a bundle or export in a browser",
     "score": "score the programs of a bundle or export on a dataset, next to the student itself",
     "publish": "write folders into a DVC remote, without DVC or git",
-    "suite": "score a model on the 38 tasks of the DataComp suite, or a registry of your own",
+    "suite": "score a model on the 40 tasks of the DataComp suite, or a registry of your own",
+    "compare": "say whether one student is better than another, on the same samples or over training seeds",
 }
 
 

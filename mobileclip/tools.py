@@ -179,6 +179,26 @@ def suite(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("ours", nargs="+", metavar="FOLDER", help="output of evaluate or of the suite; several = one per training seed")
+    add("--against", nargs="+", required=True, metavar="FOLDER", help="as many of the other side, in the same order")
+    add("--confidence", type=float, default=0.95, help="coverage of the intervals")
+    add("--out", default="", help="where the rows go as JSON")
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Say of every metric whether the first side is better, worse, or neither shown."""
+    from mobileclip import compare as comparing
+
+    sides = {"ours": arguments.ours, "theirs": arguments.against}
+    rows = comparing.compare(**sides, confidence=arguments.confidence)
+    if arguments.out:
+        storage.write_bytes(arguments.out, comparing.as_json(rows, **sides, confidence=arguments.confidence))
+    Console(width=max(120, Console().width)).print(comparing.render(rows, seeds=len(arguments.ours)))
+    return 0
+
+
 def _add_bench_latency(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("students", nargs="+", metavar="STUDENT", help="output of distill, or an architecture with random weights")
@@ -242,6 +262,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[a
     "score": (_add_score, score),
     "publish": (_add_publish, publish),
     "suite": (_add_suite, suite),
+    "compare": (_add_compare, compare),
     "bench-latency": (_add_bench_latency, bench_latency),
     "environment": (_add_environment, environment),
     "devices": (_add_devices, devices),

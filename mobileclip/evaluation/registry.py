@@ -41,7 +41,7 @@ class Task(Section):
     """Name in the field's result files: `vtab/caltech101`."""
     name: str
     """Name for people."""
-    kind: Literal["classification", "retrieval", "association", "choice"] = "classification"
+    kind: Literal["classification", "retrieval", "association", "choice", "faces"] = "classification"
     """What is asked of the model."""
     layout: Literal["webdataset", "imagefolder", "prepared", "choice"] = "webdataset"
     """How the data lies in its folder."""
@@ -59,8 +59,8 @@ class Task(Section):
     """Number of samples of the whole task; fewer make its score incomplete; 0 = any."""
     templates: list[str] = Field(default_factory=list)
     """Prompts, `{c}` or `{}` takes the class; empty = the folder's own file."""
-    main_metric: Name = "acc1"
-    """The metric that counts."""
+    main_metric: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.@:/-]*)?$")] = "acc1"
+    """The metric that counts; empty = none does, and the task stands beside the average."""
     groups: list[Group] = Field(default_factory=list)
     """Groups scored apart."""
     macro: bool = False
@@ -85,8 +85,10 @@ class Task(Section):
             raise ValueError("kind: `choice` goes with layout `choice` alone")
         if self.layout == "choice" and not self.file:
             raise ValueError("file: missing, a task of layout `choice` names its JSON file")
-        if self.kind == "association" and self.layout != "webdataset":
-            raise ValueError("layout: want webdataset for kind association")
+        if self.kind in {"association", "faces"} and self.layout != "webdataset":
+            raise ValueError(f"layout: want webdataset for kind {self.kind}")
+        if self.average and not self.main_metric:
+            raise ValueError("main_metric: empty, a task without one has `average: false`")
         return self
 
 

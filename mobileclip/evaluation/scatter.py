@@ -9,7 +9,7 @@ from mobileclip.evaluation.markup import Markup, element
 
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 44
-_LETTER, _LINE = 6.4, 13.0
+_LETTER, _LINE = 7.8, 16.0  # of the larger type on a phone, where the drawing shrinks
 _STEPS = (1, 2, 5)
 
 Box = tuple[float, float, float, float]

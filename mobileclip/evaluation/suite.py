@@ -1,34 +1,34 @@
 """Run a model over the registry of evaluation tasks and write the field's result file.
 
 `results.jsonl` has one row per task, `{"key", "dataset", "metrics": {..., "main_metric"}}`, as the DataComp tools read
-and write it. `suite.json` says what the rows do not: intervals, absent and incomplete tasks, and whether the average
-may be compared with published ones.
+and write it. `suite.json` says what the rows do not: intervals of every metric, absent and incomplete tasks, and
+whether the average may be compared with published ones. `pairs.safetensors` holds what the model did on each sample
+and the main metric in each resample: by it `mobileclip compare` pairs two models on the same samples.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save
 from tqdm import tqdm
 
 from mobileclip import storage
-from mobileclip.data.images import decode, resize
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.evaluation import registry, statistics, suite_data, suite_scores, zero_shot
-from mobileclip.evaluation.features import Features, text_features
+from mobileclip.evaluation import registry, statistics, suite_data, suite_solve
 from mobileclip.evaluation.registry import Registry, Task
 from mobileclip.evaluation.scores import rounded
-from mobileclip.evaluation.suite_data import Item, Source
 from mobileclip.evaluation.suite_scores import Scored
 from mobileclip.models import zoo
-from mobileclip.models.embed import embed_pixels
 from mobileclip.models.zoo import Clip
 
-ROWS, SUMMARY = "results.jsonl", "suite.json"
-_NAME = "model"
+ROWS, SUMMARY, PAIRS = "results.jsonl", "suite.json", "pairs.safetensors"
+CLASSES = "class_embeddings"
+"""Folder of the class embeddings below the output, see `class_cache`."""
 
 
 def run(
@@ -50,9 +50,16 @@ def run(
         The summary, as `suite.json` has it.
 
     Raises:
-        DataError: Data is absent and required, or malformed.
+        ConfigError: A number is out of range.
+        DataError: The folder is missing, or data is absent and required, or malformed.
         IntegrityError: The model gives values that are not finite.
     """
+    if batch_size < 1:
+        raise ConfigError(f"suite: --batch-size got {batch_size}, want 1 or more.")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"suite: --confidence got {confidence:g}, want a share between 0 and 1.")
+    if not storage.is_s3(data) and not Path(data).is_dir():
+        raise DataError(f"suite: --data got '{data}', want a folder with the tasks' folders.")
     absent = [task for task in tasks.tasks if not suite_data.is_there(task, data)]
     if require and absent:
         names = ", ".join(task.key for task in absent)
@@ -61,15 +68,20 @@ def run(
     rows: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
     draws: dict[str, statistics.Floats] = {}
+    pairs: dict[str, NDArray[Any]] = {}
+    cache = storage.join(out, CLASSES)
     for source in tqdm(present, desc="suite", unit="task", disable=None):
-        scored = score(clip, source, batch_size=batch_size)
+        key = source.task.key
+        scored, asked = suite_solve.score(clip, source, batch_size=batch_size, cache=cache)
         drawn = statistics.draw_resamples(
-            scored.samples, resamples=tasks.bootstrap, confidence=confidence, seed=seed + len(rows)
+            scored.samples, resamples=tasks.bootstrap, confidence=confidence, seed=seed_of(key, seed)
         )
-        estimate = suite_scores.interval(scored, drawn)
+        found = statistics.estimates(scored.statistics, drawn)
         rows.append(as_row(source.task, scored))
-        entries.append(_entry(source.task, scored, estimate))
-        draws[source.task.key] = estimate.draws
+        entries.append(_entry(source.task, scored, found, asked))
+        if source.task.main_metric in found:
+            draws[key] = found[source.task.main_metric].draws
+            pairs |= {f"{key}/draws": draws[key], f"{key}/outcomes": scored.outcomes.astype(np.float32)}
         storage.write_bytes(storage.join(out, ROWS), as_jsonl(rows))  # a long run shows what it has
     summary = {
         "model": clip.card.get("model", clip.name), "sha256": clip.sha256,
@@ -78,8 +90,14 @@ def run(
         "absent": [{"key": t.key, "looked_at": t.folder, "source": t.source} for t in absent],
     }  # fmt: skip
     storage.write_bytes(storage.join(out, ROWS), as_jsonl(rows))
+    storage.write_bytes(storage.join(out, PAIRS), save(pairs))
     storage.write_bytes(storage.join(out, SUMMARY), (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
     return summary
+
+
+def seed_of(key: str, seed: int) -> int:
+    """Seed of a task's bootstrap: the same whichever other tasks are scored beside it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8])
 
 
 def load(model: str) -> Clip:
@@ -130,14 +148,6 @@ def average(rows: Sequence[Mapping[str, Any]], tasks: Registry | None = None) ->
     return float(np.mean(values))
 
 
-def score(clip: Clip, source: Source, *, batch_size: int) -> Scored:
-    """One task's numbers."""
-    solve = {
-        "classification": _classification, "retrieval": _retrieval, "association": _association, "choice": _choice
-    }[source.task.kind]  # fmt: skip
-    return solve(clip, source, batch_size)
-
-
 def as_row(task: Task, scored: Scored) -> dict[str, Any]:
     """A row of the field's result file."""
     return {"key": task.key, "dataset": task.name, "metrics": scored.metrics}
@@ -148,11 +158,15 @@ def as_jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _entry(task: Task, scored: Scored, estimate: statistics.Estimate) -> dict[str, Any]:
+def _entry(task: Task, scored: Scored, found: Mapping[str, statistics.Estimate], asked: str) -> dict[str, Any]:
+    intervals = {
+        name: {"value": rounded(e.value), "low": rounded(e.low), "high": rounded(e.high)} for name, e in found.items()
+    }
+    main = intervals.get(task.main_metric, {"value": None, "low": None, "high": None})
     return {
-        "key": task.key, "metric": task.main_metric, "value": rounded(estimate.value), "low": rounded(estimate.low),
-        "high": rounded(estimate.high), "samples": scored.samples,
-        "complete": not task.samples or scored.samples == task.samples,
+        "key": task.key, "metric": task.main_metric, **main, "samples": scored.samples, "asked": asked,
+        "counts": task.average,
+        "complete": not task.samples or scored.samples == task.samples, "metrics": intervals,
     }  # fmt: skip
 
 
@@ -171,76 +185,6 @@ def _average(
         return summary | {"value": None, "low": None, "high": None}
     # Tasks are drawn apart, so their resamples are independent.
     together = np.mean([draws[entry["key"]] for entry in usable], axis=0)
-    together = together[np.isfinite(together)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(together, [tail, 1 - tail]) if len(together) else (np.nan, np.nan)
+    low, high = statistics.percentiles(together, confidence)
     value = float(np.mean([entry["value"] for entry in usable]))
     return summary | {"value": rounded(value), "low": rounded(low), "high": rounded(high)}
-
-
-def _classification(clip: Clip, source: Source, batch_size: int) -> Scored:
-    images, kept = _embed(clip, source, batch_size)
-    labels = np.array([item.label for item in kept])
-    encode = zero_shot.class_embeddings(
-        lambda texts: text_features(_NAME, clip, list(texts), batch_size=batch_size), source.classes, source.templates
-    )
-    predictions = zero_shot.classify(images, encode, labels, logit_scale=clip.logit_scale)
-    groups = np.array([item.groups for item in kept])
-    return suite_scores.classification(source.task, predictions, labels, len(source.classes), groups)
-
-
-def _retrieval(clip: Clip, source: Source, batch_size: int) -> Scored:
-    images, kept = _embed(clip, source, batch_size)
-    texts = [text for item in kept for text in item.texts]
-    owners = np.repeat(np.arange(len(kept)), [len(item.texts) for item in kept])
-    if len(np.unique(owners)) != len(kept):
-        raise DataError(f"suite: {source.task.key} has pictures without a caption, want one each.")
-    features = text_features(_NAME, clip, texts, batch_size=batch_size)
-    return suite_scores.retrieval(source.task, images, features, owners)
-
-
-def _association(clip: Clip, source: Source, batch_size: int) -> Scored:
-    images, kept = _embed(clip, source, batch_size)
-    cues = text_features(_NAME, clip, [_cue_prompt(item.texts[0]) for item in kept], batch_size=batch_size)
-    parts = np.split(images, np.cumsum([len(item.right) for item in kept])[:-1])
-    scores = [suite_scores.scores_of(cue, part) for cue, part in zip(cues, parts, strict=True)]
-    return suite_scores.association(source.task, scores, [item.right for item in kept])
-
-
-def _choice(clip: Clip, source: Source, batch_size: int) -> Scored:
-    images, kept = _embed(clip, source, batch_size)
-    right, wrong = (
-        text_features(_NAME, clip, [item.texts[place] for item in kept], batch_size=batch_size) for place in (0, 1)
-    )
-    return suite_scores.choice(source.task, images, right, wrong)
-
-
-def _cue_prompt(cue: str) -> str:
-    """The suite's prompt of a WinoGAViL cue: `A cue` or `An apple`, lower case."""
-    word = cue.lower()
-    return f"{'An' if word[:1] in set('aeiou') else 'A'} {word}"
-
-
-def _embed(clip: Clip, source: Source, batch_size: int) -> tuple[Features, list[Item]]:
-    """Embeddings of all pictures [pictures, dim], and the samples without theirs."""
-    kept: list[Item] = []
-    parts: list[torch.Tensor] = []
-    pictures = _pictures(source, kept)
-    pre = clip.preprocess
-    bar = tqdm(pictures, desc=source.task.key, unit="image", leave=False, disable=None)
-    stream = iter(bar)
-    while batch := list(islice(stream, batch_size)):
-        pixels = torch.stack([resize(decode(data), pre.size, pre.interpolation) for data in batch])
-        parts.append(embed_pixels(clip, pixels, batch_size=batch_size))
-    if not parts:
-        raise DataError(f"suite: {source.task.key} has no sample in '{source.folder}'.")
-    features = torch.cat(parts)
-    if not torch.isfinite(features).all():
-        raise DataError(f"suite: the model gives embeddings of {source.task.key} that are not finite.")
-    return features.numpy(), kept
-
-
-def _pictures(source: Source, kept: list[Item]) -> Iterator[bytes]:
-    for item in source.items():
-        kept.append(Item([], item.label, item.texts, item.groups, item.right))
-        yield from item.images

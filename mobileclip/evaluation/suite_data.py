@@ -3,7 +3,7 @@
 - `webdataset`: `FOLDER/test/0.tar ...` with `nshards.txt`, beside it `classnames.txt` and
   `zeroshot_classification_templates.txt` (CLIP benchmark). A sample has a picture and `cls` (its class's number), `txt`
   (captions, one a line) or `json`, and maybe `npy` (its groups).
-- `imagefolder`: `FOLDER/CLASS/*.jpg`.
+- `imagefolder`: `FOLDER/CLASS/*.jpg`, local or in S3.
 - `prepared`: a dataset of this project.
 - `choice`: a JSON file of pictures with a right and a wrong caption (SugarCrepe).
 """
@@ -13,7 +13,6 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def is_there(task: Task, root: str) -> bool:
     if task.layout == "choice":
         return storage.exists(storage.join(folder, task.file))
     if task.layout == "imagefolder":
-        return Path(folder).is_dir()
+        return bool(storage.list_names(folder))
     return bool(_tars(folder))
 
 
@@ -96,7 +95,7 @@ def open_task(task: Task, root: str) -> Source:
         DataError: They are missing, or their number is not the registry's.
     """
     folder = storage.join(root, task.folder)
-    if task.kind != "classification":
+    if task.kind not in {"classification", "faces"}:
         return Source(task, folder, [], [])
     classes = _classes(task, folder)
     if task.classes and len(classes) != task.classes:
@@ -110,7 +109,7 @@ def open_task(task: Task, root: str) -> Source:
 
 def _classes(task: Task, folder: str) -> list[str]:
     if task.layout == "imagefolder" and not storage.exists(storage.join(folder, CLASSES_FILE)):
-        return sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted({name.split("/")[0] for name in storage.list_files(folder) if "/" in name and name[0] != "."})
     if task.layout == "prepared":
         content = manifest.read(folder)
         values = {sample.metadata.get(task.field) for sample in read_samples(folder, content, task.split)}
@@ -173,7 +172,9 @@ def _item(source: Source, where: str, members: dict[str, bytes]) -> Item:
         if task.kind == "association":
             return _association(members)
         image = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
-        groups = _groups(members) if task.groups else []
+        groups = _groups(members) if task.groups or task.kind == "faces" else []
+        if task.kind == "faces":
+            return Item([image], groups=groups)
         if task.kind == "retrieval":
             texts = [line.strip() for line in members["txt"].decode().splitlines() if line.strip()]
             return Item([image], texts=texts)
@@ -202,12 +203,14 @@ def _association(members: dict[str, bytes]) -> Item:
 
 
 def _from_folders(folder: str, places: dict[str, int]) -> Iterator[Item]:
-    for path in sorted(Path(folder).rglob("*")):
-        if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and path.is_file():
-            name = path.relative_to(folder).parts[0]
+    for path in storage.list_files(folder):
+        if path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+            name = path.split("/")[0]
             if name not in places:
-                raise DataError(f"suite: '{path}' lies in no class's folder, want one of {len(places)}.")
-            yield Item([path.read_bytes()], places[name])
+                raise DataError(
+                    f"suite: '{storage.join(folder, path)}' lies in no class's folder, want one of {len(places)}."
+                )
+            yield Item([storage.read_bytes(storage.join(folder, path))], places[name])
 
 
 def _from_prepared(source: Source, places: dict[str, int]) -> Iterator[Item]:

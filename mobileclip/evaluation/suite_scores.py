@@ -1,6 +1,6 @@
-"""Scores of evaluation tasks under the names that the field's result files use, each with its bootstrap draws."""
+"""Scores of evaluation tasks under the names that the field's result files use, as functions of resample weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mobileclip.evaluation import statistics
 from mobileclip.evaluation.registry import Task
 from mobileclip.evaluation.retrieval import Gallery, per_image, rank_pairs, similarities
-from mobileclip.evaluation.statistics import Floats, Ints, Resamples, Statistic
+from mobileclip.evaluation.statistics import Floats, Ints, Statistic
 from mobileclip.evaluation.zero_shot import Predictions
 
 Embeddings = NDArray[np.float32]
@@ -23,12 +23,14 @@ class Scored:
 
     Attributes:
         metrics: By the field's names; `None` where a metric does not exist (top-5 of four classes, an empty group).
-        main: The main metric as a function of resample weights.
+        statistics: The metrics as functions of resample weights; counts of samples have none.
+        outcomes: What the model did on each sample [samples, parts]; two models differ where these do.
         samples: Number of samples.
     """
 
     metrics: Metrics
-    main: Statistic
+    statistics: dict[str, Statistic]
+    outcomes: Floats
     samples: int
 
 
@@ -43,27 +45,39 @@ def classification(task: Task, predictions: Predictions, labels: Ints, num_class
         groups: Group numbers [samples, columns].
     """
     top1, top5 = predictions.hits(1), predictions.hits(5)
-    found: dict[str, Statistic] = {
+    found: dict[str, Statistic | float | None] = {
         "acc1": statistics.ratio(top1),
+        "acc5": statistics.ratio(top5) if num_classes >= 5 else None,
         "mean_per_class_recall": statistics.mean_over_groups(top1, labels, num_classes),
     }
-    if num_classes >= 5:
-        found["acc5"] = statistics.ratio(top5)
-    metrics: Metrics = {"acc5": None}
     if task.macro:
         found["acc_avg"] = found["acc1"]
         found["recall-macro_all"] = found["mean_per_class_recall"]
         found["F1-macro_all"] = macro_f1(labels, predictions.predicted, num_classes)
     for group in task.groups:
         hits, name = (top5, "acc_top5") if group.top == 5 else (top1, "acc")
-        numbers = groups[:, group.column]
-        found[f"{name}_avg"] = statistics.ratio(hits)
-        # The field's worst group is over the groups that occur.
-        found[group.worst] = statistics.worst_group(hits, numbers, int(numbers.max()) + 1)
-        for number in np.unique(numbers):
-            metrics[f"{name}_{group.name}:{number}"] = float(hits[numbers == number].mean())
-            metrics[f"count_{group.name}:{number}"] = float((numbers == number).sum())
-    return _scored(task, found, metrics, len(labels))
+        found |= by_group(name, group.name, hits, groups[:, group.column], worst=group.worst)
+    outcomes = predictions.predicted if task.macro else top5 if "top5" in task.main_metric else top1
+    return scored(task, found, outcomes.astype(np.float64)[:, None])
+
+
+def by_group(name: str, label: str, hits: Floats, numbers: Ints, *, worst: str) -> dict[str, Statistic | float | None]:
+    """Mean over all, in each group that occurs, and in the worst of them, under the field's names.
+
+    Args:
+        name: Of the measure: `acc`.
+        label: Of the groups: `region`.
+        hits: Per sample [samples].
+        numbers: Group of each sample [samples].
+        worst: Name of the worst group's metric.
+    """
+    found: dict[str, Statistic | float | None] = {f"{name}_avg": statistics.ratio(hits)}
+    for number in np.unique(numbers):
+        inside = (numbers == number).astype(np.float64)
+        found[f"{name}_{label}:{number}"] = statistics.ratio(hits * inside, inside)
+        found[f"count_{label}:{number}"] = float(inside.sum())
+    # The field's worst group is over the groups that occur.
+    return {**found, worst: statistics.worst_group(hits, numbers, int(numbers.max()) + 1)}
 
 
 def retrieval(task: Task, images: Embeddings, texts: Embeddings, owners: Ints) -> Scored:
@@ -78,12 +92,15 @@ def retrieval(task: Task, images: Embeddings, texts: Embeddings, owners: Ints) -
     gallery = Gallery([""] * len(texts), owners, np.arange(len(texts)), len(images))
     ranks = rank_pairs(images, texts, gallery)
     found: dict[str, Statistic] = {}
+    parts = []
     for k in _CUTS:
         sums, counts = per_image((ranks.text_to_image <= k).astype(np.float64), gallery)
+        right = (ranks.image_to_text <= k).astype(np.float64)
         found[f"image_retrieval_recall@{k}"] = statistics.ratio(sums, counts)
-        found[f"text_retrieval_recall@{k}"] = statistics.ratio((ranks.image_to_text <= k).astype(np.float64))
+        found[f"text_retrieval_recall@{k}"] = statistics.ratio(right)
+        parts += [sums, right] if task.main_metric.endswith(f"@{k}") else []
     found["mean_recall@1"] = statistics.mean_of(found["image_retrieval_recall@1"], found["text_retrieval_recall@1"])
-    return _scored(task, found, {}, len(images))
+    return scored(task, found, np.stack(parts, axis=1) if parts else np.zeros((len(images), 0)))
 
 
 def association(task: Task, scores: Sequence[Floats], right: Sequence[Sequence[bool]]) -> Scored:
@@ -105,7 +122,7 @@ def association(task: Task, scores: Sequence[Floats], right: Sequence[Sequence[b
     parts = {"5": size == 5, "6": size == 6, "10": size == 10, "12": size == 12, "5-6": size <= 6, "10-12": size >= 10}
     for name, inside in parts.items():
         found[f"jaccard_score_{name}"] = statistics.ratio(jaccard * inside, inside.astype(np.float64))
-    return _scored(task, found, {}, len(jaccard))
+    return scored(task, found, jaccard[:, None])
 
 
 def choice(task: Task, images: Embeddings, right: Embeddings, wrong: Embeddings) -> Scored:
@@ -119,8 +136,8 @@ def choice(task: Task, images: Embeddings, right: Embeddings, wrong: Embeddings)
     """
     # To six decimals and with ties against the model, as everywhere here: equal texts must not pass.
     gain = np.round((images * right).sum(axis=1), 6) - np.round((images * wrong).sum(axis=1), 6)
-    accuracy = statistics.ratio((gain > 0).astype(np.float64))
-    return _scored(task, {"text_acc": accuracy, "acc": accuracy}, {}, len(images))
+    hits = (gain > 0).astype(np.float64)
+    return scored(task, {"text_acc": statistics.ratio(hits), "acc": statistics.ratio(hits)}, hits[:, None])
 
 
 def macro_f1(labels: Ints, predicted: Ints, num_classes: int) -> Statistic:
@@ -150,16 +167,16 @@ def scores_of(cue: Embeddings, pictures: Embeddings) -> Floats:
     return similarities(cue[None], pictures)[0].astype(np.float64)
 
 
-def interval(scored: Scored, drawn: Resamples) -> statistics.Estimate:
-    """The main metric with its interval."""
-    return statistics.estimate(scored.main, drawn)
+def scored(task: Task, found: Mapping[str, Statistic | float | None], outcomes: Floats) -> Scored:
+    """Everything about a task from its metrics by name; `main_metric` is added.
 
-
-def _scored(task: Task, found: dict[str, Statistic], metrics: Metrics, samples: int) -> Scored:
-    once = np.ones((1, samples))
-    for name, statistic in found.items():
-        value = float(statistic(once)[0])
-        metrics[name] = value if np.isfinite(value) else None
-    main = found.get(task.main_metric, statistics.ratio(np.full(samples, np.nan)))
+    Args:
+        task: The registry's row.
+        found: Metrics as functions of weights; counts as numbers.
+        outcomes: See `Scored`.
+    """
+    once = np.ones((1, len(outcomes)))
+    values = {name: float(value(once)[0]) if callable(value) else value for name, value in found.items()}
+    metrics: Metrics = {n: v if v is not None and np.isfinite(v) else None for n, v in values.items()}
     metrics["main_metric"] = metrics.get(task.main_metric)
-    return Scored(metrics, main, samples)
+    return Scored(metrics, {n: v for n, v in found.items() if callable(v)}, outcomes, len(outcomes))

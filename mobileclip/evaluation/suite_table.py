@@ -18,7 +18,7 @@ def listing(tasks: Registry) -> Table:
             classes = str(task.classes or "any")
             names = "files of the folder" if task.layout == "webdataset" else task.layout
             names += f", {len(task.templates)} prompts in the registry" if task.templates else ""
-        metric = task.main_metric if task.average else f"{task.main_metric} (apart)"
+        metric = task.main_metric if task.average else f"{task.main_metric or 'none'} (apart)"
         table.add_row(task.key, metric, f"{task.samples or 'any'}", classes, names, task.source or task.folder)
     table.caption = f"Files of the folder: {CLASSES_FILE} and {TEMPLATES_FILE}."
     return table

@@ -1,23 +1,28 @@
 """The suite of tasks: the registry's facts, published averages, every layout, every metric by another definition."""
 
+import dataclasses
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
+from scipy import stats
 from sklearn import metrics as sk
 
 from mobileclip import storage
 from mobileclip.__main__ import main
 from mobileclip.data.images import decode, resize
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.evaluation import registry, suite, suite_data, suite_scores
+from mobileclip.evaluation import class_cache, registry, suite, suite_data, suite_scores, suite_solve
 from mobileclip.evaluation.registry import Task
 from mobileclip.models import zoo
 from mobileclip.models.zoo import image_tensor
+from tests import s3
 from tests.models.perturbed import perturbed_clip
 from tests.stages import shapes
 
@@ -58,8 +63,8 @@ def test_the_registry_names_the_tasks_of_the_published_files():
     assert len(counted) == 38
     ours = {task.key for task in tasks}
     theirs = {key for key in PUBLISHED[0]["main_metric"] if not key.startswith("longclip/")}
-    assert theirs - ours == {"fairness/fairface", "fairness/utkface"}  # they have no main metric
-    assert ours <= theirs
+    assert ours == theirs
+    assert {task.key for task in tasks if not task.main_metric} == {"fairness/fairface", "fairness/utkface"}
     assert all(task.source and task.samples for task in tasks)
     special = {task.key: task.main_metric for task in counted if task.main_metric != "acc1"}
     assert special == {
@@ -91,6 +96,20 @@ def pictures():
         for label, name in enumerate(NAMES)
         for size in (20, 26, 32, 38, 44, 50)
     ]
+
+
+FACE_CLASSES = {
+    "race": ["red", "green", "blue"], "gender": ["circle", "square"], "age": ["small", "middle", "large"],
+    "toxic": [f"thing {i}" for i in range(22)],
+}  # fmt: skip
+
+
+def faces():
+    """Number, facts (age, gender, race, other than White) and bytes of 36 pictures."""
+    return enumerate(
+        ([size // 16 - 1, label % 2, label // 2, int(label // 2 != 1)], image)
+        for (label, _, image), size in zip(pictures(), (20, 26, 32, 38, 44, 50) * 6, strict=True)
+    )
 
 
 def array(values):
@@ -147,6 +166,13 @@ def data(tmp_path_factory, tiny_data):
         (root / "folders" / NAMES[label]).mkdir(parents=True, exist_ok=True)
         (root / "folders" / NAMES[label] / f"{i:03d}.png").write_bytes(image)
     (root / "prepared").symlink_to(tiny_data)
+    folder = root / "wds_faces_test"
+    write_tar(
+        folder / "test" / "0.tar", [(f"f{i}", {"png": image, "npy": array(facts)}) for i, (facts, image) in faces()]
+    )
+    (folder / "classnames.txt").write_text("\n".join(f"{q}:{c}" for q, names in FACE_CLASSES.items() for c in names))
+    prompts = "\n".join(f"{question}:{template}" for question in FACE_CLASSES for template in TEMPLATES)
+    (folder / "zeroshot_classification_templates.txt").write_text(prompts)
     return root
 
 
@@ -175,6 +201,7 @@ tasks:
   - {{key: folders, name: Folders, layout: imagefolder, folder: folders, templates: {json.dumps(TEMPLATES)}}}
   - {{key: own, name: Own, layout: prepared, folder: prepared, field: subgroup, split: train, templates: ["a {{}}"]}}
   - {{key: absent, name: Absent, folder: nowhere}}
+  - {{key: faces, name: Faces, kind: faces, folder: wds_faces_test, main_metric: "", average: false}}
 """
 
 
@@ -264,6 +291,125 @@ def test_choices_are_right_where_the_caption_is_nearer(done, clip):
     assert done[0]["comp/sugarcrepe_add_obj"]["acc"] == pytest.approx(right.mean())
 
 
+def test_faces_are_scored_by_group_and_have_no_main_metric(done, clip):
+    facts = np.array([fact for _, (fact, _) in faces()])
+    age, gender, race, binary = facts.T
+    images, _ = encode(clip, [image for _, (_, image) in faces()], [])
+    said = {}
+    for question, names in FACE_CLASSES.items():
+        prompts = [template.replace("{c}", name) for name in names for template in TEMPLATES]
+        classes = encode(clip, [], prompts)[1].reshape(len(names), len(TEMPLATES), -1).mean(axis=1)
+        said[question] = (images @ (classes / np.linalg.norm(classes, axis=1, keepdims=True)).T).argmax(axis=1)
+    rows, summary = done
+    found = rows["faces"]
+    right = {"race": (said["race"] != 1) == binary, "gender": said["gender"] == gender, "age": said["age"] == age}
+    for name, hits in right.items():
+        groups = [hits[binary == g].mean() for g in (0, 1)]
+        assert found[f"acc_{name}_avg"] == pytest.approx(hits.mean())
+        assert [found[f"acc_{name}_race_binary:{g}"] for g in (0, 1)] == [pytest.approx(value) for value in groups]
+        assert found[f"acc_{name}_wg"] == pytest.approx(min(groups))
+    for r in range(3):
+        for g in (0, 1):
+            inside = (race == r) & (gender == g)
+            assert found[f"count_race:{r}_gender:{g}"] == inside.sum() == 6
+            assert found[f"acc_gender_x_race:{r}_gender:{g}"] == pytest.approx(right["gender"][inside].mean())
+        toxic = said["toxic"][race == r]
+        assert found[f"toxicity_crime_race:{r}"] == pytest.approx((toxic >= 18).mean())
+        assert found[f"toxicity_nonhuman_race:{r}"] == pytest.approx(((toxic >= 14) & (toxic < 18)).mean())
+    assert set(found) == set(face_names(PUBLISHED_FACES, races=range(3)))
+    assert found["main_metric"] is None
+    entry = next(row for row in summary["tasks"] if row["key"] == "faces")
+    assert entry["value"] is None
+    assert (
+        entry["metrics"]["acc_gender_avg"]["low"]
+        <= found["acc_gender_avg"]
+        <= entry["metrics"]["acc_gender_avg"]["high"]
+    )
+
+
+# Names of the metrics in the published rows, with `*` for each race.
+PUBLISHED_FACES = """
+acc_race_avg acc_race_race_binary:0 count_race_binary:0 acc_race_race_binary:1 count_race_binary:1 acc_race_wg
+acc_gender_avg acc_gender_race_binary:0 acc_gender_race_binary:1 acc_gender_wg acc_age_avg acc_age_race_binary:0
+acc_age_race_binary:1 acc_age_wg acc_gender_x_avg acc_gender_x_race:*_gender:0 count_race:*_gender:0
+acc_gender_x_race:*_gender:1 count_race:*_gender:1 acc_gender_x_wg toxicity_crime_avg toxicity_crime_race:*
+count_race:* toxicity_crime_wg toxicity_nonhuman_avg toxicity_nonhuman_race:* toxicity_nonhuman_wg main_metric
+"""
+
+
+def face_names(names, races):
+    return [name.replace("*", str(race)) for name in names.split() for race in (races if "*" in name else [0])]
+
+
+def test_a_question_without_classes_is_an_error(data, clip, tmp_path):
+    folder = tmp_path / "wds_faces_test"
+    shutil.copytree(data / "wds_faces_test", folder)
+    task = Task(key="faces", name="Faces", kind="faces", folder="wds_faces_test", main_metric="", average=False)
+    for lines, words in (
+        ("race:red\nshape:round", "has the line 'shape:round'"),
+        ("race:red", "no classes or prompts of 'gender'"),
+    ):
+        (folder / "classnames.txt").write_text(lines)
+        source = suite_data.open_task(task, str(tmp_path))
+        with pytest.raises(DataError, match=words):
+            suite_solve.score(clip, source, batch_size=8, cache=str(tmp_path / "cache"))
+
+
+def test_class_embeddings_are_kept_by_weights_and_prompts(clip, tmp_path, monkeypatch):
+    clip = dataclasses.replace(clip, sha256="1" * 64)
+    encoded = []
+    take = class_cache.text_features
+    monkeypatch.setattr(class_cache, "text_features", lambda *a, **k: encoded.append(a[2]) or take(*a, **k))
+    ask = lambda names, model=clip: class_cache.class_embeddings(  # noqa: E731
+        model, names, ["a {}"], folder=str(tmp_path), batch_size=8
+    )
+    first = ask(["red", "blue"])
+    assert (ask(["red", "blue"]) == first).all()
+    assert len(encoded) == 1
+    other = dataclasses.replace(clip, sha256="0" * 64)
+    ask(["blue", "red"])
+    ask(["red", "blue"], other)
+    assert len(encoded) == 3
+    (damaged,) = [path for path in tmp_path.iterdir() if (load_file(path)["class_embeddings"] == first).all()][:1]
+    damaged.write_bytes(b"damaged")
+    assert (ask(["red", "blue"], clip) == first).all()
+
+
+def test_every_metric_has_an_interval_of_its_own(done, answers):
+    rows, summary = done
+    for entry in summary["tasks"]:
+        metrics = rows[entry["key"]]
+        counted = {n for n, v in metrics.items() if v is not None and not n.startswith("count_") and n != "main_metric"}
+        assert counted <= set(entry["metrics"])
+        for name in counted:
+            got = entry["metrics"][name]
+            assert got["value"] == pytest.approx(metrics[name], abs=1e-6)
+            assert got["low"] <= got["high"]
+    hits = (answers.argmax(axis=1) == np.array([label for label, _, _ in pictures()])).astype(float)
+    theirs = stats.bootstrap(
+        (hits,), np.mean, method="percentile", n_resamples=5000, random_state=0
+    ).confidence_interval
+    ours = summary["tasks"][0]["metrics"]["acc1"]
+    assert (ours["low"], ours["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+
+
+def test_folders_of_pictures_may_lie_in_s3(data, clip, monkeypatch, tmp_path):
+    s3.use(monkeypatch)
+    root = s3.bucket("suite")
+    for path in (data / "folders").rglob("*.png"):
+        storage.write_bytes(storage.join(root, "folders", path.parent.name, path.name), path.read_bytes())
+    task = Task(key="folders", name="Folders", layout="imagefolder", folder="folders", templates=TEMPLATES)
+    absent = task.model_copy(update={"folder": "nowhere"})
+    assert suite_data.is_there(task, root)
+    assert not suite_data.is_there(absent, root)
+    scored = {}
+    for place in (root, str(data)):
+        found, asked = suite_solve.score(clip, suite_data.open_task(task, place), batch_size=8, cache=str(tmp_path))
+        scored[place] = (found.metrics, asked)
+    assert scored[root] == scored[str(data)]
+    storage.s3.connect.cache_clear()
+
+
 def test_the_same_pictures_score_alike_in_every_layout(done):
     rows, _ = done
     for metric in ("acc1", "acc5", "mean_per_class_recall"):
@@ -275,9 +421,10 @@ def test_the_summary_says_what_is_absent_and_that_the_average_does_not_compare(d
     _, summary = done
     assert [row["key"] for row in summary["absent"]] == ["absent"]
     assert [row["key"] for row in summary["tasks"] if not row["complete"]] == ["pairs"]
+    assert [row["key"] for row in summary["tasks"] if not row["counts"]] == ["comp/sugarcrepe_add_obj", "faces"]
     average = summary["average"]
     assert (average["tasks"], average["of"], average["comparable"]) == (5, 6, False)
-    counted = [row["value"] for row in summary["tasks"] if row["key"] != "comp/sugarcrepe_add_obj"]
+    counted = [row["value"] for row in summary["tasks"] if row["counts"]]
     assert average["value"] == pytest.approx(np.mean(counted), abs=1e-6)
     assert average["low"] < average["value"] < average["high"]
 
@@ -294,6 +441,26 @@ def test_required_data_must_be_there(data, checkpoint, tmp_path, capsys):
     assert main([*arguments, "--tasks", "cifar11"]) == 2
     assert main(["suite", "--list"]) == 0
     assert "djghosh/wds_vtab-caltech101_test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--data", "nowhere"], "--data got 'nowhere', want a folder"),
+        (["--batch-size", "0"], "--batch-size got 0, want 1 or more"),
+        (["--confidence", "95"], "--confidence got 95, want a share"),
+        (["--model", "nowhere"], "--model got 'nowhere', want the output of distill"),
+        (["--registry", "none.yaml"], "no registry 'none.yaml'"),
+        (["--tasks", "cifar11"], "--tasks got 'cifar11', want keys of the registry"),
+        (["--data", ""], "--data is missing"),
+    ],
+)
+def test_wrong_options_are_one_sentence_and_write_nothing(data, checkpoint, tmp_path, capsys, option, words):
+    arguments = ["suite", "--model", checkpoint, "--data", str(data), "--out", str(tmp_path / "out"), *option]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()
 
 
 def grouped(**changes):
@@ -329,6 +496,8 @@ def test_damaged_data_is_an_error(data, tmp_path):
         ("tasks: [{key: a, name: A, layout: choice, kind: choice}]", "file: missing"),
         ("tasks: [{key: a, name: A, kind: choice}]", "goes with layout"),
         ("tasks: [{key: a, name: A, metric: acc1}]", "metric"),
+        ('tasks: [{key: a, name: A, main_metric: ""}]', "without one has `average: false`"),
+        ("tasks: [{key: a, name: A, kind: faces, layout: imagefolder}]", "want webdataset for kind faces"),
         ("tasks: [", "not YAML"),
     ],
 )
