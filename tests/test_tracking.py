@@ -25,9 +25,7 @@ CONFIG = {"model": "tiny", "training": {"steps": 3, "rates": [0.1, 0.2]}, "teach
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "MOBILECLIP_")) or name in {"RANK", "KFP_RUN_ID"}:
-            monkeypatch.delenv(name)
+    mlflow_server.forget_settings(monkeypatch)
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     monkeypatch.chdir(tmp_path)
 
@@ -249,6 +247,21 @@ def test_importing_it_loads_no_mlflow(tmp_path):
     program = "import sys, mobileclip.tracking, mobileclip.entry; sys.exit('mlflow' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False).returncode == 0
+
+
+def test_report_and_figures_are_artifacts_of_the_run(server, tmp_path):
+    world = students.world()
+    section = config.Evaluate(bootstrap=50, gallery=2)
+    inputs = {"data": world.data, "student": world.folders("good")["student"]}
+    entry.run_stage("evaluate", section, out=tmp_path / "evaluate", **inputs)
+    (run,) = server.search_runs([tracking.experiment_id(server)])
+    assert "report.html" in {file.path for file in server.list_artifacts(run.info.run_id)}
+    figures = {Path(file.path).name for file in server.list_artifacts(run.info.run_id, "figures")}
+    assert figures == {path.name for path in (tmp_path / "evaluate" / "figures").iterdir()} != set()
+    kept = server.download_artifacts(run.info.run_id, "report.html", str(tmp_path))
+    assert Path(kept).read_bytes() == (tmp_path / "evaluate" / "report.html").read_bytes()
+    assert {used.dataset.name for used in run.inputs.dataset_inputs} == {"data", "student"}
+    assert run.data.metrics["student/zero_shot/group/top1"] > 0.5
 
 
 def test_the_run_behind_a_record_is_found_by_its_digests(server, tmp_path, monkeypatch):

@@ -21,8 +21,9 @@ class Candidate:
         score: Headline metric, 0 to 1.
         low: Lower end of its interval.
         high: Upper end.
-        latency_ms: Fastest image and text program together: here with one thread, or on the device of the label.
+        latency_ms: Fastest image and text program together: here with one thread, or on the device.
         kind: `student` (this one), `champion` or `other`.
+        device: What it was measured on; empty = here.
     """
 
     version: int
@@ -32,6 +33,7 @@ class Candidate:
     high: float
     latency_ms: float
     kind: str
+    device: str = ""
 
 
 def fastest_ms(timings: Mapping[str, Any]) -> float:
@@ -73,11 +75,13 @@ def latest(versions: Sequence[Version], *, metric: str, own: int, champion: int)
             continue
         score, low, high = (float(tags[name]) for name in ("score", "score.low", "score.high"))
         times = {"": tags.get("latency.ms", "0")}
-        times |= {f", {k.removeprefix(devices.TAG)}": v for k, v in sorted(tags.items()) if k.startswith(devices.TAG)}
-        kind = kinds.get(version.number, "other")
+        times |= {k.removeprefix(devices.TAG): v for k, v in sorted(tags.items()) if k.startswith(devices.TAG)}
+        kind, name = kinds.get(version.number, "other"), f"v{version.number}"
         found += [
-            Candidate(version.number, f"v{version.number}{device}", score, low, high, float(ms), kind)
+            Candidate(
+                version.number, f"{name}, {device}" if device else name, score, low, high, float(ms), kind, device
+            )
             for device, ms in times.items()
             if float(ms) > 0
-        ]
+        ]  # fmt: skip
     return found

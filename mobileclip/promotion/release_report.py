@@ -19,7 +19,7 @@ from mobileclip.promotion.candidates import Candidate
 from mobileclip.promotion.gates import Champion, Evidence, Verdict
 
 _SHOWN = 12
-_NUMBERS = {"This student", "Champion", "Difference", "Size", "Error", "Budget", "Digests checked"}
+_NUMBERS = {"This student", "Champion", "Difference", "Size", "Error", "Budget", "Digests checked", "Memory"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _measured(release: Release) -> str:
     metric = release.evidence.results.get("headline", "")
     task, measure = metric_label(metric) if metric else ("", "score")
     said = f"{measure} ({task[:1].lower()}{task[1:]}); fastest exported programs, one thread, warm, batch 1, median."
-    elsewhere = any("," in candidate.label for candidate in release.candidates)
+    elsewhere = any(candidate.device for candidate in release.candidates)
     return said + (" Dots that name a device were measured there, on all its backends." if elsewhere else "")
 
 
@@ -206,6 +206,8 @@ def _programs(release: Release) -> Markup:
             time = release.timings.get(tower, {}).get(name, {}).get(program["path"])
             label = "One thread" if name == "threads_1" else "Two threads"
             cells[label] = _times(time)
+        peak = release.timings.get("load", {}).get(program["path"], {}).get("peak_mb")
+        cells["Memory"] = "–" if peak is None else f"{peak:,.0f} MB"
         rows.append(_row(program["path"], cells))
     if not rows:
         return Markup("")
@@ -214,11 +216,12 @@ def _programs(release: Release) -> Markup:
             if name == "eager":
                 second = release.timings[tower].get("threads_2", {}).get("eager")
                 empty = {"Format": "PyTorch", "Size": "–", "Error": "–", "Budget": "–", "Proved": "–"}
-                cells = {**empty, "One thread": _times(row), "Two threads": _times(second)}
+                cells = {**empty, "One thread": _times(row), "Two threads": _times(second), "Memory": "–"}
                 rows.append(_row(f"{tower} tower, eager", cells))
     note = "Error: largest distance of a program's embeddings from the student's, relative to the centered embeddings. "
-    note += "Latency: median and 95th percentile in ms of warm turns with one picture or text."
-    heads = ["Program", "Format", "Size", "Error", "Budget", "Proved", "One thread", "Two threads"]
+    note += "Latency: median and 95th percentile in ms of warm turns with one picture or text. "
+    note += "Memory: how far loading a program and one call raise a process."
+    heads = ["Program", "Format", "Size", "Error", "Budget", "Proved", "One thread", "Two threads", "Memory"]
     return join(element("p", note, class_="note"), element("div", _table(heads, rows), class_="panel"))
 
 

@@ -59,6 +59,7 @@ def test_a_version_stands_once_more_for_each_device_it_was_measured_on():
     phones = {"latency.device/Pixel 9": "5.500", "latency.device/iPhone 17": "3.250"}
     tags = {**score_tags(evidence(0.4), TIMINGS), **phones}
     found = latest([Version(4, "", "", tags)], metric=METRIC, own=9, champion=4)
-    assert [(c.label, c.latency_ms, c.kind) for c in found] == [
-        ("v4", 2.0, "champion"), ("v4, Pixel 9", 5.5, "champion"), ("v4, iPhone 17", 3.25, "champion"),
+    assert [(c.label, c.device, c.latency_ms, c.kind) for c in found] == [
+        ("v4", "", 2.0, "champion"), ("v4, Pixel 9", "Pixel 9", 5.5, "champion"),
+        ("v4, iPhone 17", "iPhone 17", 3.25, "champion"),
     ]  # fmt: skip
