@@ -5,6 +5,7 @@ object store are retried within bounds (`mobileclip.storage.retry`), every objec
 against it on each read, big ones travel in parts (`mobileclip.storage.s3`).
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
@@ -194,6 +195,8 @@ def local_copy(uri: str | Path, *, sha256: str = "") -> Path:
 def local_dir(uri: str | Path) -> Path:
     """A local folder with all files below a folder or prefix (small ones: models, programs, reports).
 
+    A copy of what lies in an object store stays until the process ends.
+
     Raises:
         DataError: There is none, or an object's name leads out of it.
     """
@@ -205,6 +208,7 @@ def local_dir(uri: str | Path) -> Path:
     if not names:
         raise DataError(f"data: nothing below '{uri}'.")
     root = Path(tempfile.mkdtemp(prefix="mobileclip-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     for name in names:
         if ".." in PurePosixPath(name).parts or name.startswith("/"):
             raise DataError(f"data: '{uri}' has an object named '{name}', want a name that stays below it.")
