@@ -4,10 +4,10 @@ A program on a phone, or a bundle that someone sent, has no record beside it. `p
 digests of its programs and keeps the records of all stages behind them, so the bytes lead to the version and on.
 """
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mobileclip import storage, tracking
 from mobileclip.errors import DataError
@@ -19,7 +19,6 @@ from mobileclip.promotion.registry import Registry, Version
 PROGRAM_TAG = "program."
 """Before a program's digest; the value is its path in the export."""
 STUDENT_TAG = "student.sha256"
-_CONTRACT = "contract.json"
 
 
 def trace_version(target: str, roots: Sequence[str], *, files: bool) -> Trace:
@@ -97,7 +96,6 @@ def _follow(target: str, where: Registry, version: Version, start: str, roots: S
     return traces.follow(target, neighbors, first, roots, files=files)
 
 
-def program_tags(contract: Mapping[str, object]) -> dict[str, str]:
+def program_tags(contract: Mapping[str, Any]) -> dict[str, str]:
     """Tags by which `trace_file` finds a version; of an export's `contract.json`."""
-    listed = json.loads(json.dumps(contract.get("programs", [])))
-    return {f"{PROGRAM_TAG}{program['sha256']}": str(program["path"]) for program in listed}
+    return {f"{PROGRAM_TAG}{program['sha256']}": str(program["path"]) for program in contract.get("programs", [])}

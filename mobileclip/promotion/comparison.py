@@ -30,11 +30,13 @@ class Outcomes:
     Attributes:
         statistic: The metric as a function of resample weights.
         gains: What the model did on each sample, more is better; where it differs the models differ [samples, parts].
+        samples: Number of samples that take part.
         higher_is_better: Direction of the metric.
     """
 
     statistic: Statistic
     gains: Floats
+    samples: int
     higher_is_better: bool = True
 
 
@@ -93,7 +95,7 @@ def paired(metric: str, ours: Rows, theirs: Rows, *, confidence: float, resample
         estimates[0], estimates[1], differing=differing, confidence=confidence, higher_is_better=mine.higher_is_better
     )
     losing = int((mine.gains < other.gains).any(axis=1).sum())
-    return _directed(found, mine.higher_is_better, losing, len(ours), confidence)
+    return _directed(found, mine.higher_is_better, losing, mine.samples, confidence)
 
 
 def _directed(found: Comparison, higher_is_better: bool, losing: int, samples: int, confidence: float) -> Paired:
@@ -118,7 +120,7 @@ def _outcomes(metric: str, rows: Rows) -> Outcomes | None:
         sides = ("i2t", "t2i") if found["side"] == "mean" else (found["side"],)
         parts = [_retrieval(rows, found["model"], side, int(found["k"])) for side in sides]
         whole = parts[0].statistic if len(parts) == 1 else statistics.mean_of(*[part.statistic for part in parts])
-        return Outcomes(whole, np.concatenate([part.gains for part in parts], axis=1))
+        return Outcomes(whole, np.concatenate([part.gains for part in parts], axis=1), len(rows))
     found = _MEDIAN.fullmatch(metric)
     if found:
         return _median(rows, found["model"], found["side"])
@@ -134,14 +136,14 @@ def _retrieval(rows: Rows, model: str, side: str, k: int) -> Outcomes:
     ranks = _ranks(rows, model, side)
     sums = np.array([float((rank <= k).sum()) for rank in ranks])
     counts = np.array([float(len(rank)) for rank in ranks])
-    return Outcomes(statistics.ratio(sums, counts), sums[:, None])
+    return Outcomes(statistics.ratio(sums, counts), sums[:, None], len(rows))
 
 
 def _median(rows: Rows, model: str, side: str) -> Outcomes:
     ranks = _ranks(rows, model, side)
     owners = np.repeat(np.arange(len(ranks)), [len(rank) for rank in ranks])
     sums = np.array([float(rank.sum()) for rank in ranks])
-    return Outcomes(statistics.median(np.concatenate(ranks), owners), -sums[:, None], higher_is_better=False)
+    return Outcomes(statistics.median(np.concatenate(ranks), owners), -sums[:, None], len(rows), higher_is_better=False)
 
 
 def _zero_shot(rows: Rows, model: str, field: str, kind: str, within: str | None) -> Outcomes | None:
@@ -170,7 +172,7 @@ def _zero_shot(rows: Rows, model: str, field: str, kind: str, within: str | None
         statistic = statistics.worst_group(hits, *_numbered([slices[i] for i in where]))
     else:
         statistic = statistics.ratio(hits)
-    return Outcomes(lambda weights: statistic(weights[:, where]), gains, higher_is_better=kind != "ece")
+    return Outcomes(lambda weights: statistic(weights[:, where]), gains, len(where), higher_is_better=kind != "ece")
 
 
 def _numbered(values: Sequence[Any]) -> tuple[Ints, int]:

@@ -139,6 +139,15 @@ class TestChampion:
         assert one.got == "-0.005 [-0.015, +0]"  # too short: 1 of 200 may be 2.8 %
         assert not one.passed
 
+    def test_of_a_slice_its_own_samples_count(self):
+        name = f"slice/new/{METRIC}"
+        ours = evidence(1.0, 400, metrics={name: 1.0})
+        for index, row in enumerate(ours.samples):
+            row["slice"] = "new" if index < 40 else "old"
+        found = verdicts(Gate(metric=name), ours, Champion(1, {name: 1.0}, ours.samples))["champion"]
+        assert not found.passed
+        assert found.reason.endswith("leave room for a loss of 0.088.")
+
     def test_gains_alone_are_no_loss(self):
         assert verdicts(Gate(metric=METRIC), evidence(0.815), champion(0.8))["champion"].passed
         assert verdicts(Gate(metric=METRIC), evidence(0.9, 40), champion(0.6, 40))["champion"].passed
