@@ -73,7 +73,7 @@ def key(row: Row) -> tuple[str, ...]:
 
 def document(rows: Sequence[Row]) -> str:
     """All tables as Markdown."""
-    made = [row for row in rows if row["kind"] == "program"]
+    made = [row for row in rows if row["kind"] == "program" and not _is_needless(row)]
     parts = [HEAD, _bounds(made)]
     for student in dict.fromkeys(row["student"] for row in made):
         own = [row for row in made if row["student"] == student]
@@ -106,12 +106,18 @@ def _programs(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in sorted((row for row in rows if "error" in row), key=lambda row: str(row["tower"])):
         cells = [
-            row["tower"], row["format"] + ("" if row["executed"] else " (emulated)"), _precision(row),
+            row["tower"], row["format"] + ("" if row["executed"] else " (emulated)"),
+            _precision(row) + (f" ({row['samples']} pictures)" if row["samples"] != rows[0]["samples"] else ""),
             f"{row['bytes'] / 1e6:.1f}",
         ]  # fmt: skip
         cells += [form(row[name]) if name in row else "" for _, name, form in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
+
+
+def _is_needless(row: Row) -> bool:
+    """A mixed program that met its error with no layer kept is the plain one."""
+    return row["variant"] == "mixed" and "error" in row and not row["kept_in_float"]
 
 
 def _precision(row: Row) -> str:
