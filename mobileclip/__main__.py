@@ -10,7 +10,7 @@ from typing import Any
 from mobileclip import __version__, ranks
 from mobileclip.chain import CHAIN
 from mobileclip.errors import MobileClipError
-from mobileclip.extras import install_line
+from mobileclip.missing import install_line
 
 logger = logging.getLogger("mobileclip")
 

@@ -117,6 +117,7 @@ _TOGETHER = {
     "tests/test_compare.py": "evaluation",
     "tests/promotion/": "promotion",
     "tests/stages/test_promote.py": "promotion",
+    "tests/lineage/": "promotion",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mobileclip.extras import install_line
+from mobileclip.missing import install_line
 
 ROOT = Path(__file__).parents[1]
 
