@@ -118,6 +118,7 @@ _TOGETHER = {
     "tests/promotion/": "promotion",
     "tests/stages/test_promote.py": "promotion",
     "tests/lineage/": "promotion",
+    "tests/test_tracking.py": "promotion",
 }
 
 
