@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mobileclip import config, entry
+from mobileclip import config, entry, storage
 from mobileclip.errors import DataError
 from mobileclip.lineage import view
 from mobileclip.lineage.licenses import Terms, Use, binding, classify, not_commercial
@@ -116,6 +116,28 @@ class TestTrace:
         found = trace(str(chain / "again"))
         assert sorted(node.stage for node in found.nodes) == ["distill", "evaluate", "prepare"]
         assert found.problems == []
+
+    @pytest.mark.parametrize("place", ["runs/second/distill", "runs/first/sweep/wide/distill"])
+    def test_finds_the_stages_of_another_run_and_of_a_sweep(self, chain, tmp_path, place):
+        """A student of another run's dataset, and one of a sweep's below the run that made it."""
+        root = tmp_path / "project"
+        shutil.copytree(chain / "prepare", root / "runs" / "first" / "prepare")
+        shutil.copytree(chain / "distill", root / place)
+        found = trace(str(root / place))
+        assert [node.stage for node in found.nodes] == ["distill", "prepare"]
+        assert found.problems == []
+
+    def test_a_folder_that_may_not_be_read_is_passed_over(self, chain, monkeypatch):
+        (chain / "secret").mkdir()
+        look = storage.exists
+
+        def exists(uri):
+            if "secret" in str(uri):
+                raise PermissionError(13, "Permission denied")
+            return look(uri)
+
+        monkeypatch.setattr(storage, "exists", exists)
+        assert trace(str(chain / "distill")).problems == []
 
     def test_copies_of_the_records_keep_chain_and_licenses(self, chain, tmp_path):
         whole = trace(str(chain / "filter"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from mobileclip import storage, tracking
 from mobileclip.errors import DataError
+from mobileclip.lineage import places
 from mobileclip.lineage import trace as traces
 from mobileclip.lineage.trace import Trace
 from mobileclip.promotion import registry, student_model
@@ -89,7 +90,7 @@ def _owner(target: str, programs: Mapping[str, str]) -> tuple[Registry, Version,
 
 def _follow(target: str, where: Registry, version: Version, start: str, roots: Sequence[str], *, files: bool) -> Trace:
     copies = student_model.download(where.name, version.number, "evidence") / traces.COPIES
-    neighbors = traces.index([str(copies), *roots])
+    neighbors = places.index([str(copies), *roots])
     first = version.tags.get(f"record.{start}", "")
     if first not in neighbors:
         raise DataError(f"trace: version {version.number} of '{where.name}' holds no record of its {start}.")

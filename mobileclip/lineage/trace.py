@@ -16,7 +16,7 @@ from typing import Any
 from mobileclip import entry, manifest, storage
 from mobileclip.chain import step
 from mobileclip.config import STAGES
-from mobileclip.errors import MobileClipError
+from mobileclip.lineage import places
 from mobileclip.lineage.contents import describe
 from mobileclip.lineage.licenses import Terms, Use, binding
 
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 COPIES = "records"
 _CARD = "model.json"
-_MAX_DEPTH = 6  # folders between a file and its stage's record
 
 
 @dataclass(frozen=True)
@@ -105,25 +104,19 @@ def trace(target: str, *, roots: Sequence[str] = (), files: bool = True) -> Trac
     Raises:
         DataError: No record is found at or above the target, and no registered version knows it.
     """
-    from mobileclip.lineage import registered  # it follows records with this module
-
-    if target.startswith("models:/"):
-        return registered.trace_version(target, roots, files=files)
-    folder = _record_folder(target)
+    registered = target.startswith("models:/")
+    folder = "" if registered else places.record_folder(target)
     if not folder:
-        return registered.trace_file(target, roots, files=files)
-    neighbors = index([*surroundings(folder), *roots])
+        from mobileclip.lineage.registered import trace_file, trace_version  # they load torch, and follow records here
+
+        return (trace_version if registered else trace_file)(target, roots, files=files)
+    neighbors = places.index([*places.surroundings(folder), *roots])
     start = hashlib.sha256(storage.read_bytes(storage.join(folder, entry.RECORD))).hexdigest()
     found = follow(target, {**neighbors, start: folder}, start, roots, files=files)
     own = storage.relative(target, folder)
     if own not in {".", ""} and not any(name == own or name.startswith(f"{own}/") for name in _names(found.nodes[0])):
         found.nodes[0].problems.append(f"'{own}' is not in the record")
     return found
-
-
-def surroundings(folder: str) -> list[str]:
-    """Where earlier stages usually lie: beside a stage's folder, or beside the experiment it belongs to."""
-    return [storage.join(folder, "..", ".."), storage.join(folder, "..")]
 
 
 def is_copy(uri: str) -> bool:
@@ -164,11 +157,11 @@ def follow(target: str, known: Mapping[str, str], start: str, roots: Sequence[st
         found.nodes.append(node)
         external = step(node.stage).external
         for name, wanted in node.record["inputs"].items():
-            made_by = wanted if wanted in known else _part_of(wanted, known)
+            made_by = wanted if wanted in known else places.part_of(wanted, known)
             if made_by:
                 waiting.append(made_by)
             elif name in external:
-                found.outside.append((node.stage, name, wanted, _raw_folder(wanted, roots, known)))
+                found.outside.append((node.stage, name, wanted, places.raw_folder(wanted, roots, known)))
             else:
                 found.lost.append((node.stage, name, wanted))
     return found
@@ -249,59 +242,6 @@ def _model_uses(node: Node) -> list[Use]:
             model = name.rpartition("/")[0] or card.get("model") or "model"
             found.append(Use(node.stage, f"weights of {model}", str(card.get("license", "unknown"))))
     return found
-
-
-def _record_folder(target: str) -> str:
-    """The stage folder at or above a path; empty where there is none."""
-    folder = storage.join(target)
-    for _ in range(_MAX_DEPTH):
-        if storage.exists(storage.join(folder, entry.RECORD)):
-            return folder
-        folder = storage.join(folder, "..")
-    return ""
-
-
-def index(roots: Sequence[str]) -> dict[str, str]:
-    """Folder by digest of its record, for the roots and the stage folders right below; the last root wins."""
-    found: dict[str, str] = {}
-    for root in roots:
-        # Listing a bucket's prefix may take hours, so there only the chain's own names are tried.
-        names = STAGES if storage.is_s3(root) else storage.list_names(root)
-        for folder in [storage.join(root), *(storage.join(root, name) for name in names)]:
-            uri = storage.join(folder, entry.RECORD)
-            if storage.exists(uri):
-                found[hashlib.sha256(storage.read_bytes(uri)).hexdigest()] = folder
-    return found
-
-
-def _part_of(digest: str, known: Mapping[str, str]) -> str:
-    """The record above a subfolder with this digest: a stage may be given `distill/student` instead of `distill`."""
-    for record, folder in known.items():
-        if storage.is_s3(folder):
-            continue
-        for name in storage.list_names(folder):
-            part = storage.join(folder, name)
-            if Path(part).is_dir() and entry.input_digest(part) == digest:
-                return record
-    return ""
-
-
-def _raw_folder(digest: str, roots: Sequence[str], known: Mapping[str, str]) -> str:
-    """The root that holds exactly these raw files; empty where none does."""
-    for root in roots:
-        if any(_within(folder, root) for folder in known.values()):
-            continue  # a folder of runs is no raw input, and hashing it would read everything that was ever run there
-        try:
-            if entry.input_digest(root) == digest:
-                return root
-        except MobileClipError:
-            continue
-    return ""
-
-
-def _within(folder: str, root: str) -> bool:
-    inner, outer = (uri if storage.is_s3(uri) else str(Path(uri).resolve()) for uri in (folder, root))
-    return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def _names(node: Node) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from mobileclip import entry, storage
 from mobileclip.errors import DataError
+from mobileclip.lineage import places, view
 from mobileclip.lineage import trace as lineage
-from mobileclip.lineage import view
 from mobileclip.lineage.trace import Trace
 from mobileclip.promotion import comparison, student_model
 from mobileclip.promotion.gates import Champion, Evidence, Verdict
@@ -66,7 +66,7 @@ def gather(*, student: str, evaluation: str, programs: str, files: bool) -> Bund
         DataError: A folder lacks what its stage writes.
     """
     folders = {"student": student, "evaluation": evaluation, "programs": programs}
-    roots = [root for folder in folders.values() for root in lineage.surroundings(folder)]
+    roots = [root for folder in folders.values() for root in places.surroundings(folder)]
     traces = {
         name: lineage.trace(folder, roots=list(dict.fromkeys(roots)), files=files and name == "student")
         for name, folder in folders.items()

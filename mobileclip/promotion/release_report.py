@@ -61,7 +61,9 @@ def render(page: str, release: Release) -> str:
         ("programs", "Exported programs and their proof", _programs(release)),
         ("chain", "Chain and licenses", _chain(release)),
     ]
-    return report_page.extend(page, sections, kind=f"Run report of {release.name}, version {release.version}")
+    passed = all(verdict.passed for verdict in release.verdicts)
+    kind = f"Run report of {release.name}, version {release.version}: {'all gates passed' if passed else 'refused'}"
+    return report_page.extend(page, sections, kind=kind)
 
 
 def _decision(release: Release) -> Markup:

@@ -68,11 +68,12 @@ class TestPromotion:
             f"minimum {METRIC}", "champion", "maximum export/onnx/text/float32/bytes",
         }  # fmt: skip
         page = (tmp_path / "3" / "release.html").read_text()
+        assert "Run report of story, version 1: refused<" in page
         assert "Version 1 of story was refused: 3 of" in page
         assert "Version 2, the champion, and this student on the same 48 samples" in page
         assert '<span class="verdict worse">worse</span>' in page
         assert page.index('id="decision"') < page.index('id="programs"') < page.index('id="results"')
-        assert "passed all" in (tmp_path / "2" / "release.html").read_text()
+        assert "version 2: all gates passed<" in (tmp_path / "2" / "release.html").read_text()
         _look_at(tmp_path / "3" / "release.html", tmp_path)
         runs = where.client.search_runs([tracking.experiment_id(where.client)], "tags.`mobileclip.stage` = 'promote'")
         kept = {file.path for file in where.client.list_artifacts(runs[0].info.run_id)}
