@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobileclip.formats.registry import FORMATS
+
 Row = dict[str, Any]
 
 METRICS = {
@@ -13,6 +15,7 @@ METRICS = {
     "zero_shot/group/top1": "zero-shot accuracy",
 }  # fmt: skip
 POINT = 0.01
+STUDENTS = ("MobileCLIP2-S0", "MobileCLIP2-S4", "demo student")
 BOUNDS = (
     ("MobileCLIP2-S0", "image", "float32", 0.6),
     ("MobileCLIP2-S0", "text", "int8", 0.3),
@@ -85,7 +88,7 @@ def document(rows: Sequence[Row]) -> str:
             pairs = [row for row in rows if row["kind"] == "pair" and row["student"] == student]
             pages = [row for row in rows if row["kind"] == "page" and row["student"] == student]
             parts += [_accuracy(own), _pairs(pairs), _verdict(pairs), _page(pages)]
-    parts.append(_versions(made))
+    parts += [_unmeasured(made), _versions(made)]
     return "\n".join(part for part in parts if part)
 
 
@@ -134,6 +137,20 @@ def _absent(rows: Sequence[Row]) -> str:
         if reason:
             lines.append(f"- {row['tower']}, {row['format']}, {_precision(row)}: {reason}")
     return "\n".join(["Not in the table:\n", *lines, ""]) if lines else ""
+
+
+def _unmeasured(rows: Sequence[Row]) -> str:
+    """What has no row, by student and format."""
+    known = {(row["student"], row["format"], row["tower"], row["precision"]) for row in rows}
+    lines = []
+    for student in STUDENTS:
+        for name, form in FORMATS.items():
+            programs = [(tower, precision) for tower, some in form.precisions.items() for precision in some]
+            missing = [f"{t} {p}" for t, p in programs if (student, name, t, p) not in known]
+            if missing:
+                what = "all programs" if len(missing) == len(programs) else ", ".join(missing)
+                lines.append(f"- {student}, {name}: {what}")
+    return "\n".join(["## Not measured yet\n", *lines, ""]) if lines else ""
 
 
 def _accuracy(rows: Sequence[Row]) -> str:

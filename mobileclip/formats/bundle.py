@@ -172,6 +172,8 @@ def _read(path: Path, folder: Path | None) -> Contract:
             return _read_zip(archive, folder, path)
     except _DAMAGE as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if not zipfile.is_zipfile(path):
+            reason = f"its {path.stat().st_size} bytes end without a zip's directory, as those of a cut download do"
         raise IntegrityError(f"bundle: '{path.name}' cannot be read, it is damaged: {reason}.") from None
 
 

@@ -124,7 +124,7 @@ def test_damage_in_any_member_is_found(bundled, tmp_path):
 def test_truncated_foreign_and_missing(bundled, tmp_path):
     path = tmp_path / "cut.zip"
     path.write_bytes(bundled.read_bytes()[:-1000])
-    with pytest.raises(IntegrityError, match=r"'cut\.zip' cannot be read, it is damaged"):
+    with pytest.raises(IntegrityError, match=r"'cut\.zip' cannot be read, it is damaged: its \d+ bytes end without"):
         bundle.verify(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
