@@ -50,6 +50,11 @@ def open_program(path: Path, threads: int) -> Encoder:
     return Encoder(tower, path, shape, execute)
 
 
+# The engine's beta dies in this way now and then, on a busy machine, with assets that it computes the next time.
+_CRASH = "C++ exception handling detected but the Swift runtime"
+_TRIES = 3
+
+
 def _work(
     request: dict[str, Any], path: Path, rows: NDArray[np.generic] | None = None
 ) -> tuple[dict[str, Any], Floats]:
@@ -58,10 +63,13 @@ def _work(
         exchange = Path(name)
         if rows is not None:
             np.save(exchange / "rows.npy", rows)
-        try:
-            reply = environment.run(ENVIRONMENT, WORKER, {**request, "asset": str(path.resolve())}, exchange)
-        except ExportError as error:
-            raise refusal("Core AI", path, error) from None
+        for left in reversed(range(_TRIES)):
+            try:
+                reply = environment.run(ENVIRONMENT, WORKER, {**request, "asset": str(path.resolve())}, exchange)
+                break
+            except ExportError as error:
+                if not left or _CRASH not in str(error):
+                    raise refusal("Core AI", path, error) from None
         return reply, np.empty(0, np.float32) if rows is None else np.load(exchange / "features.npy")
 
 
