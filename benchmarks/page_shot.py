@@ -76,6 +76,8 @@ def draw(data: str) -> list[Sample]:
 def show(browser: Browser, paths: list[Path], *, query: str, labels: str, template: str) -> None:
     """Choose the pictures, search, and classify the best answer."""
     browser.size(WIDTH, HEIGHT, scale=SCALE)
+    # Before it is ready the page listens to nothing.
+    browser.evaluate("mobileclip.ready('image').then(() => mobileclip.ready('text')).then(() => null)", timeout=120)
     browser.put_files("#files", paths)
     browser.wait(f"mobileclip.state.pictures.filter((p) => p.features).length === {len(paths)}")
     for field, text in (("bank", ""), ("template", template), ("labels", labels), ("query", query)):
