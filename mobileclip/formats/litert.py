@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mobileclip.formats import environment
@@ -24,6 +25,8 @@ def write(job: Job) -> Written:
     with tempfile.TemporaryDirectory(prefix="mobileclip-litert-") as name:
         exchange = Path(name)
         torch.export.save(trace(job.module, job.example, batch=BATCH), exchange / "traced.pt2")
+        if job.precision == "int8_static":
+            np.save(exchange / "calibration.npy", job.calibration_rows().numpy())
         request = {"names": list(job.names), "precision": job.precision}
         environment.run(ENVIRONMENT, _WORKER, request, exchange)
         shutil.copyfile(exchange / "program.tflite", job.path)

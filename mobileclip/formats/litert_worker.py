@@ -1,7 +1,7 @@
 """Worker of `mobileclip.formats.litert`: runs in the converter's environment and imports nothing of the project.
 
-Its folder holds `traced.pt2` and `request.json` (`names` of input and output, `precision`); it leaves `program.tflite`
-and `reply.json`.
+Its folder holds `traced.pt2`, `request.json` (`names` of input and output, `precision`) and, for `int8_static`,
+`calibration.npy` with input rows; it leaves `program.tflite` and `reply.json`.
 """
 
 import json
@@ -9,9 +9,15 @@ import sys
 from pathlib import Path
 
 import litert_torch
+import numpy as np
 import torch
 from ai_edge_quantizer import algorithm_manager, quantizer, recipe_manager
 from ai_edge_quantizer.qtyping import TFLOperationName
+
+SIGNATURE = "serving_default"
+# What multiplies by a weight. The rest stays in float32, input and output with it: integer forms of softmax, GELU and
+# sums have one scale per tensor and cost more than they save.
+LAYERS = (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D, TFLOperationName.FULLY_CONNECTED)
 
 
 class Named(torch.nn.Module):
@@ -40,13 +46,13 @@ def work(folder: Path) -> None:
     target = folder / "program.tflite"
     litert_torch.convert(module, sample_kwargs={names[0]: row}).export(str(target))
     if request["precision"] != "float32":
-        _quantize(target, request["precision"])
+        _quantize(target, request["precision"], folder / "calibration.npy", names[0])
     reply = {"bytes": target.stat().st_size}
     (folder / "reply.json").write_text(json.dumps(reply), encoding="utf-8")
 
 
-def _quantize(path: Path, precision: str) -> None:
-    """Weights as float16 or int8 (computing in float32), or int8 with activations per call."""
+def _quantize(path: Path, precision: str, calibration: Path, name: str) -> None:
+    """Weights as float16 or int8 (computing in float32), or int8 with activations per call or by calibrated ranges."""
     manager, every = recipe_manager.RecipeManager(), TFLOperationName.ALL_SUPPORTED
     if precision == "int8":
         manager.add_dynamic_config(regex=".*", operation_name=every, num_bits=8)
@@ -55,10 +61,18 @@ def _quantize(path: Path, precision: str) -> None:
     elif precision == "float16":
         casting = algorithm_manager.AlgorithmName.FLOAT_CASTING
         manager.add_weight_only_config(regex=".*", operation_name=every, num_bits=16, algorithm_key=casting)
+    elif precision == "int8_static":
+        for layer in LAYERS:
+            manager.add_static_config(regex=".*", operation_name=layer, activation_num_bits=8, weight_num_bits=8)
     else:
-        raise ValueError(f"precision: got {precision}, want int8, int8_weights or float16.")
+        raise ValueError(f"precision: got {precision}, want int8, int8_static, int8_weights or float16.")
     tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
-    tool.quantize().export_model(str(path), overwrite=True)
+    ranges = None
+    if tool.need_calibration:
+        rows = np.load(calibration)
+        inputs = [{name: rows[index : index + 1]} for index in range(len(rows))]
+        ranges = tool.calibrate({SIGNATURE: inputs}, num_threads=1)
+    tool.quantize(ranges).export_model(str(path), overwrite=True)
 
 
 if __name__ == "__main__":

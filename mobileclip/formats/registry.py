@@ -58,7 +58,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "litert", ".tflite", "litert", "litert_runtime", "litert", ("ai_edge_litert",),
-            {"image": ("float32", "float16", "int8_weights"),
+            {"image": ("float32", "float16", "int8_static", "int8_weights"),
              "text": ("float32", "float16", "int8", "int8_weights")},
             batch=1, environment="litert",
         ),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError, DataError
@@ -37,6 +38,17 @@ def test_programs_equal_the_student_in_the_runtime(written, folder, clip, refere
 
 def test_int8_is_a_quarter_of_the_size(written):
     assert written["text.int8.tflite"].bytes < 0.3 * written["text.float32.tflite"].bytes
+
+
+def test_calibrated_image_program_keeps_floats_at_its_ends(written, towers, reference, folder):
+    item = programs.Plan("image", "litert", "int8_static")
+    section = Export(formats=["litert"], precisions=["int8_static"])
+    example = torch.from_numpy(reference.pixels[:2])
+    programs.write(item, section, towers, example=example, folder=folder, calibrate=lambda: reference)
+    path = folder / item.file_name
+    assert path.stat().st_size < 0.4 * written["image.float32.tflite"].bytes
+    error = relative_error(load_program(path, threads=1)(reference.pixels), reference.image_features)
+    assert 1e-3 < error < 0.5  # activations are rounded, too
 
 
 def test_damaged_program_is_refused(written, folder, tmp_path):
