@@ -66,6 +66,14 @@ class TestTrace:
         assert (chain / "raw").resolve() in asked
         assert not {chain.resolve(), chain.parent.resolve()} & set(asked)
 
+    @pytest.mark.parametrize("text", ["", "no json", "[]", '{"files": []}', '{"files": {"a/b": 1}}'])
+    def test_other_files_of_that_name_nearby_are_passed_over(self, chain, text):
+        (chain / "other").mkdir()
+        (chain / "other" / "record.json").write_text(text)
+        found = trace(str(chain / "distill"), roots=[str(chain / "raw")])
+        assert [node.stage for node in found.nodes] == ["distill", "prepare"]
+        assert found.problems == []
+
     def test_does_not_depend_on_where_the_folders_are(self, chain, tmp_path):
         before = view.as_dict(trace(str(chain / "filter")))
         shutil.move(chain, tmp_path / "elsewhere")

@@ -49,8 +49,12 @@ def _stage_folders(root: str) -> Iterator[str]:
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = [name for name in storage.list_names(root) if not name.startswith(".")]
-    yield from (storage.join(root, name) for name in names)
-    yield from (storage.join(root, name, stage) for name in names if name not in STAGES for stage in STAGES)
+    folders = [(name, storage.join(root, name)) for name in names]
+    yield from (folder for _, folder in folders)
+    for name, folder in folders:
+        if name not in STAGES and Path(folder).is_dir():
+            with contextlib.suppress(OSError):
+                yield from (storage.join(folder, inner) for inner in storage.list_names(folder) if inner in STAGES)
 
 
 def part_of(digest: str, known: Mapping[str, str]) -> str:
@@ -60,13 +64,21 @@ def part_of(digest: str, known: Mapping[str, str]) -> str:
     """
     for record, folder in known.items():
         parts: dict[str, dict[str, str]] = {}
-        for name, sha256 in json.loads(storage.read_bytes(storage.join(folder, entry.RECORD)))["files"].items():
+        for name, sha256 in _files(folder).items():
             top, slash, rest = name.partition("/")
             if slash and not rest.rpartition("/")[2].startswith("."):
                 parts.setdefault(top, {})[rest] = sha256
         if any(manifest.spec_digest(files) == digest for files in parts.values()):
             return record
     return ""
+
+
+def _files(folder: str) -> dict[str, str]:
+    """Digests by name that a stage's record has; none where the file of that name is no record of ours."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = json.loads(storage.read_bytes(storage.join(folder, entry.RECORD)))
+        return {str(name): str(sha256) for name, sha256 in record["files"].items()}
+    return {}
 
 
 def raw_folder(digest: str, roots: Sequence[str], known: Mapping[str, str]) -> str:
