@@ -42,9 +42,10 @@ def open_program(path: Path, threads: int) -> Encoder:
         # Every call is a process, so what was computed is kept: a proof asks for the same rows more than once.
         digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
         new = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in known}
-        if new:
-            _, features = _work({"task": "run"}, path, np.stack(list(new.values())))
-            known.update(zip(new, features, strict=True))
+        order = list(new)
+        for some in (order[start : start + _ROWS] for start in range(0, len(order), _ROWS)):
+            _, features = _work({"task": "run"}, path, np.stack([new[digest] for digest in some]))
+            known.update(zip(some, features, strict=True))
         return np.stack([known[digest] for digest in digests])
 
     return Encoder(tower, path, shape, execute)
@@ -53,6 +54,8 @@ def open_program(path: Path, threads: int) -> Encoder:
 # The engine's beta dies in this way now and then, on a busy machine, with assets that it computes the next time.
 _CRASH = "C++ exception handling detected but the Swift runtime"
 _TRIES = 3
+# More rows in one process kill it more often.
+_ROWS = 64
 
 
 def _work(
