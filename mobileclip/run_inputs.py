@@ -30,8 +30,6 @@ def describe(
         config: Its resolved section.
         inputs: Input URIs by name.
     """
-    from mobileclip.entry import code_digest  # entry opens tracking, so this cannot stand at the top
-
     known = client.get_run(run_id).data.params
     flat = {k: v[:_MAX_PARAM_CHARS] for k, v in provenance.flatten(config, stage).items()}
     changed = sorted(k for k, v in flat.items() if known.get(k, v) != v)
@@ -42,7 +40,7 @@ def describe(
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS], synchronous=True)
     config_digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     # With the inputs these are the record's own digests: `origins` finds the run of a record by them.
-    tags = {STAGE_TAG: stage, CONFIG_TAG: config_digest, CODE_TAG: code_digest()}
+    tags = {STAGE_TAG: stage, CONFIG_TAG: config_digest, CODE_TAG: provenance.code_digest()}
     client.log_batch(run_id, tags=[entities.RunTag(k, v) for k, v in tags.items()], synchronous=True)
     if inputs:
         client.log_inputs(run_id, [_dataset(entities, name, uri, stage) for name, uri in sorted(inputs.items())])
