@@ -75,13 +75,41 @@ class _FloatNorm(nn.Module):
 def _quantized(job: Job) -> ExportedProgram:
     """PT2E quantization: activations per call (`int8`) or by ranges of the calibration samples (`int8_static`)."""
     is_dynamic = job.precision == "int8"
-    module = with_int8_table(job.module) if is_dynamic else job.module
+    module = without_norms(with_int8_table(job.module) if is_dynamic else job.module)
     terms = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
     with torch.no_grad(), _quiet():
         prepared = prepare_pt2e(trace(module, job.example, batch=BATCH).module(), XNNPACKQuantizer().set_global(terms))
         for row in (job.example if is_dynamic else job.calibration_rows()).split(BATCH):  # type: ignore[no-untyped-call]
             prepared(row)
         return torch.export.export(convert_pt2e(prepared), (job.example[:BATCH],))
+
+
+@torch.no_grad()
+def without_norms(tower: nn.Module) -> nn.Module:
+    """A copy whose 2-d batch norms are the convolutions by 1 x 1 that they are with fixed statistics.
+
+    The quantizer folds a norm into the convolution before it, also where others read that convolution's output too:
+    the residual path of an attention block would get the normed values.
+    """
+    copied = deepcopy(tower)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, attribute = name.rpartition(".")
+            setattr(copied.get_submodule(parent), attribute, _as_convolution(module))
+    return copied
+
+
+def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """The same function of [batch, channels, height, width], one weight and bias per channel."""
+    channels = norm.num_features
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a batch norm without statistics depends on its batch")
+    convolution = nn.Conv2d(channels, channels, 1, groups=channels, dtype=norm.running_var.dtype)
+    gain = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1)
+    shift = (norm.bias if norm.affine else 0) - norm.running_mean * gain
+    convolution.weight.copy_(gain.view(-1, 1, 1, 1))
+    convolution.get_parameter("bias").copy_(shift)
+    return convolution.requires_grad_(False).eval()
 
 
 @contextlib.contextmanager
