@@ -6,12 +6,15 @@ Its folder holds `traced.pt2`, `request.json` (`names` of input and output, `pre
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import litert_torch
 import numpy as np
 import torch
 from ai_edge_quantizer import algorithm_manager, quantizer, recipe_manager
+from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor
 from ai_edge_quantizer.qtyping import TFLOperationName
 
 SIGNATURE = "serving_default"
@@ -51,6 +54,25 @@ def work(folder: Path) -> None:
     (folder / "reply.json").write_text(json.dumps(reply), encoding="utf-8")
 
 
+def in_two_dimensions(quantize: Any) -> Any:
+    """The quantizer's rounding, given weights as matrices: of more than 32 MiB it cannot round others (0.10.0)."""
+
+    def run(data: np.ndarray, terms: Any, is_blockwise: bool = False) -> np.ndarray:
+        last = data.ndim - 1
+        if data.ndim <= 2 or is_blockwise or terms.quantized_dimension not in (None, 0, last):
+            return quantize(data, terms, is_blockwise)
+        is_last = terms.quantized_dimension == last
+        shape = (-1, data.shape[last]) if is_last else (data.shape[0], -1)
+        per_channel = (1, -1) if is_last else (-1, 1)
+        flat = replace(
+            terms, scale=np.reshape(terms.scale, per_channel), zero_point=np.reshape(terms.zero_point, per_channel),
+            quantized_dimension=None if terms.quantized_dimension is None else int(is_last),
+        )  # fmt: skip
+        return quantize(data.reshape(shape), flat, is_blockwise).reshape(data.shape)
+
+    return run
+
+
 def _quantize(path: Path, precision: str, calibration: Path, name: str) -> None:
     """Weights as float16 or int8 (computing in float32), or int8 with activations per call or by calibrated ranges."""
     manager, every = recipe_manager.RecipeManager(), TFLOperationName.ALL_SUPPORTED
@@ -66,6 +88,7 @@ def _quantize(path: Path, precision: str, calibration: Path, name: str) -> None:
             manager.add_static_config(regex=".*", operation_name=layer, activation_num_bits=8, weight_num_bits=8)
     else:
         raise ValueError(f"precision: got {precision}, want int8, int8_static, int8_weights or float16.")
+    uniform_quantize_tensor.uniform_quantize = in_two_dimensions(uniform_quantize_tensor.uniform_quantize)
     tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
     ranges = None
     if tool.need_calibration:

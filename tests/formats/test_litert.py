@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.formats import environment, litert, programs
+from mobileclip.formats.job import Job
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.models.perturbed import patterned_images
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +52,23 @@ def test_calibrated_image_program_keeps_floats_at_its_ends(written, towers, refe
     assert path.stat().st_size < 0.4 * written["image.float32.tflite"].bytes
     error = relative_error(load_program(path, threads=1)(reference.pixels), reference.image_features)
     assert 1e-3 < error < 0.5  # activations are rounded, too
+
+
+@torch.no_grad()
+def test_weights_of_more_than_32_mib(written, tmp_path):
+    """The quantizer's own rounding fails on convolutions of that size."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.AvgPool2d(4), nn.Conv2d(3, 2900, 1), nn.Conv2d(2900, 3000, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    images, path = patterned_images(6, 16), tmp_path / "image.tflite"
+    assert module[2].weight.nbytes > 2**25
+    litert.write(
+        Job("image", "int8_weights", module, images[:2], ("image", "features"), path, Export(), 1.0, lambda: None)
+    )
+    got = load_program(path, threads=1)(images.numpy())
+    assert relative_error(got, module(images).numpy()) < 0.02
+    assert path.stat().st_size < 0.3 * sum(p.nbytes for p in module.parameters())
 
 
 def test_damaged_program_is_refused(written, folder, tmp_path):
