@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import step_cost
 from mobileclip.config import Params
 from mobileclip.evaluation.figures import new_figure, to_png
 from mobileclip.evaluation.statistics import over_seeds
@@ -27,7 +28,7 @@ def read(path: Path, *, dataset: str, steps: int) -> list[Row]:
 def write(
     path: Path, *, datasets: Mapping[str, str], steps: int, params: Params, out: Path, ablations: Sequence[str]
 ) -> None:
-    """Write `results.md` and `figures/learning.png` below `out`.
+    """Write `results.md` and its figures below `out`; `step-cost.json` there becomes a section.
 
     Args:
         path: The recorded trainings.
@@ -56,6 +57,8 @@ def write(
             "Numbers of views and captions", f"the student with {MOST}, a dataset of its own",
             _ablations(counts, MOST, counted),
         ),
+        _differing(out, {REINFORCED: (rows, ablations), MOST: (counts, counted)}),
+        _step_cost(out / step_cost.FILE),
     ]  # fmt: skip
     text = "\n".join(part for part in parts if part) + "\n"
     (out / "results.md").write_text(text, encoding="utf-8")
@@ -128,6 +131,51 @@ def _differences(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 def _section(title: str, base: str, table: str) -> list[str]:
     return [f"\n## {title}\n", f"Each line changes one thing of {base}.\n", table] if table else []
+
+
+def _step_cost(path: Path) -> str:
+    """What the teachers' part of a step costs, where it was measured."""
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return f"""
+## Cost of a step
+
+Made by `python -m benchmarks.step_cost`. Student `{found["model"]}`, batches of {found["batch_size"]}, teachers
+{", ".join(f"`{name}`" for name in found["teachers"])}, one thread of a shared x86 machine. All three learn from the
+same views with two captions each and take turns step by step: *plain* has no teachers, *stored* reads their
+embeddings from the dataset, *online* runs them in the step.
+
+{step_cost.table(found)}"""
+
+
+def _differing(out: Path, studies: Mapping[str, tuple[Sequence[Row], Sequence[str]]]) -> str:
+    """The figure of the ablations; empty where none was trained."""
+    lines = []
+    for base, (rows, names) in studies.items():
+        trained = {row["variant"] for row in rows}
+        lines += [
+            (name, 100 * _paired(rows, name, "seen/r10", base=base))
+            for name in names
+            if name in trained and base in trained
+        ]
+    if not lines:
+        return ""
+    (out / "figures" / "ablations.png").write_bytes(_draw_differences(lines))
+    return "\n![differences to the unchanged student, seen R@10](figures/ablations.png)"
+
+
+def _draw_differences(lines: Sequence[tuple[str, np.ndarray]]) -> bytes:
+    """One row per variant: a dot per seed, a bar at their mean."""
+    figure, axes = new_figure(width=6.4, height=0.9 + 0.26 * len(lines))
+    for place, (_, values) in enumerate(lines):
+        axes.barh(place, values.mean(), height=0.6, color="tab:blue", alpha=0.35)
+        axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
+    axes.set_yticks(range(len(lines)), [name for name, _ in lines])
+    axes.invert_yaxis()
+    axes.axvline(0, color="gray", linewidth=1)
+    axes.set_xlabel("difference in recall at 10, artist never seen, seen concepts [points]")
+    return to_png(figure)
 
 
 def _ablations(rows: Sequence[Row], base: str, names: Sequence[str]) -> str:

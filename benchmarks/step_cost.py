@@ -3,7 +3,7 @@
 `python -m benchmarks.step_cost --root runs/demo` after `make demo`. All three read the same samples, views and captions
 (ground truth plus one synthetic), so what differs is the teachers' part. They take turns step by step, so that other
 work on the machine slows all alike; wall time and this process's own CPU time are both given. Writes
-`docs/step-cost.json`.
+`docs/step-cost.json`, a section of `docs/results.md`.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from mobileclip.training.optimizer import create_optimizer
 from mobileclip.training.world import join
 
 VARIANTS = ("plain", "stored", "online")
+FILE = "step-cost.json"
 
 
 @dataclass
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-mci")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("docs/step-cost.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs") / FILE)
     arguments = parser.parse_args()
     one_thread()
     found = measure(

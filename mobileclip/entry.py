@@ -26,7 +26,6 @@ from mobileclip.report import Tracker
 
 logger = logging.getLogger(__name__)
 
-code_digest = provenance.code_digest
 RECORD = "record.json"
 TOGETHER = ("train_teacher", "finetune_captioner", "distill")
 """Stages that train on all processes which `torchrun` starts."""
@@ -98,7 +97,7 @@ def describe(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -
     return {
         "stage": stage,
         "version": __version__,
-        "code": code_digest(),
+        "code": provenance.code_digest(),
         "config": _digest(config.model_dump(mode="json")),
         "inputs": {name: input_digest(uri) for name, uri in sorted(inputs.items())},
         "files": _file_digests(out),
@@ -115,7 +114,7 @@ def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str])
         wanted = {name: input_digest(value) for name, value in sorted(inputs.items())}
         same = (
             record["stage"] == stage
-            and record["code"] == code_digest()
+            and record["code"] == provenance.code_digest()
             and record["config"] == _digest(config.model_dump(mode="json"))
             and record["inputs"] == wanted
         )

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mobileclip import entry, storage
+from mobileclip import entry, provenance, storage
 from mobileclip.chain import step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError, IntegrityError, MobileClipError
@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         root: Folder or `s3://` prefix; stage X writes `ROOT/X`.
-        code: Expected `entry.code_digest()`; empty = not checked.
+        code: Expected `provenance.code_digest()`; empty = not checked.
         generation: Expected generation of the root; empty = not checked.
     """
 
@@ -47,10 +47,10 @@ class Run:
             ConfigError: The library is another one.
             MobileClipError: Another run has taken the root over.
         """
-        if self.code and self.code != entry.code_digest():
+        if self.code and self.code != provenance.code_digest():
             raise ConfigError(
                 f"code: the run was submitted for library code {self.code[:12]}, this image holds "
-                f"{entry.code_digest()[:12]}; build the image from the revision that submits."
+                f"{provenance.code_digest()[:12]}; build the image from the revision that submits."
             )
         found = read_generation(self.root)
         if self.generation and found and found["id"] != self.generation:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kfp.dsl.base_component import BaseComponent
 
-from mobileclip import entry, kubeflow_run, storage, sweep
+from mobileclip import entry, kubeflow_run, provenance, storage, sweep
 from mobileclip.errors import ConfigError
 from pipelines.defaults import Sections
 from pipelines.release import EARLIER
@@ -121,7 +121,7 @@ def _choose(
     pipeline: BaseComponent, *, root: str, num_groups: int, variants: Mapping[str, Any] | None, **external: str
 ) -> dict[str, Any]:
     students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
-    given = {"root": root, "code": entry.code_digest(), "groups": groups(num_groups), **external}
+    given = {"root": root, "code": provenance.code_digest(), "groups": groups(num_groups), **external}
     given |= {"variants": dict(variants or {}), "students": students}
     inputs = pipeline.component_spec.inputs or {}
     for name, spec in inputs.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mobileclip import entry, manifest
+from mobileclip import manifest, provenance
 from mobileclip.config import Filter, Prepare, Reinforce, TeacherRef, Views
 from mobileclip.entry import input_digest, is_current, run_stage
 from mobileclip.errors import ConfigError, DataError, MobileClipError
@@ -222,4 +222,4 @@ def test_a_damaged_shard_stops_a_stage_with_bad_input(prepared, tiny_teachers, t
 def test_the_code_digest_is_that_of_the_package(tmp_path):
     names = [p for p in (ROOT / "mobileclip").rglob("*") if p.suffix in {".py", ".json", ".html", ".css", ".js"}]
     expected = {p.relative_to(ROOT / "mobileclip").as_posix(): digest_file(p) for p in names}
-    assert entry.code_digest() == manifest.spec_digest(expected)
+    assert provenance.code_digest() == manifest.spec_digest(expected)

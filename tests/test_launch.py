@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from kfp import dsl
 
-from mobileclip import entry, kubeflow_run, launch, node
+from mobileclip import entry, kubeflow_run, launch, node, provenance
 from mobileclip.cluster_jobs import RUN_LABEL, outcome, render
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.launch import Nodes
@@ -104,7 +104,7 @@ def test_conditions_say_how_a_job_stands(conditions, state):
 
 def test_processes_of_this_machine_leave_the_record_of_any_other_door(tiny_source, tmp_path):
     config = params()["prepare"]
-    where = kubeflow_run.Run(str(tmp_path / "root"), entry.code_digest())
+    where = kubeflow_run.Run(str(tmp_path / "root"), provenance.code_digest())
     one = Nodes(count=1, processes=1, image="none")
     done = launch.run("prepare", config, where, nodes=one, task=dsl.TaskConfig(), source=str(tiny_source))
     entry.run_stage("prepare", config, out=str(tmp_path / "plain"), source=str(tiny_source))

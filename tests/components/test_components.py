@@ -9,7 +9,7 @@ import pytest
 from kfp import dsl
 
 from components.images import IMAGE
-from mobileclip import entry
+from mobileclip import entry, provenance
 from mobileclip.chain import CHAIN, step
 from mobileclip.errors import ConfigError, IntegrityError, MobileClipError
 from mobileclip.kubeflow_run import GENERATION
@@ -76,7 +76,7 @@ def prepared(tiny_source, tmp_path):
 
 
 def test_hands_over_a_reference_and_metrics(prepared, tmp_path, tiny_source):
-    out, metrics = prepared(code=entry.code_digest(), source_digest=entry.input_digest(str(tiny_source)))
+    out, metrics = prepared(code=provenance.code_digest(), source_digest=entry.input_digest(str(tiny_source)))
     reference = json.loads((tmp_path / "artifacts" / "out").read_text())
     assert reference == {"uri": str(tmp_path / "root/prepare"), "digest": entry.input_digest(reference["uri"])}
     assert out.metadata == {**reference, "stage": "prepare"}
