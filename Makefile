@@ -52,6 +52,7 @@ STUDY = $(RUN) python -m benchmarks.learning_efficiency --root runs/results --pa
 results: setup  ## Train the study of docs/results.md, plain against reinforced: about an hour
 	$(RUN) python -m examples.emoji --out data/raw/emoji
 	$(RUN) mobileclip run --params params/results.yaml --root runs/results --source data/raw/emoji --towers data/raw/emoji/towers --to calibrate
+	$(RUN) python -m benchmarks.step_cost --root runs/results
 	$(STUDY) --other-seeds 0 --ablation-seeds 0
 
 ablations: results  ## Train its other variants and the ablations: hours, goes on where it was stopped

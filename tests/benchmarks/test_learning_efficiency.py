@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import learning_efficiency, results
+from benchmarks import learning_efficiency, results, step_cost
 from mobileclip import manifest
 from mobileclip.config import Calibrate, Params
 from mobileclip.data.loader import PairDataset, Recipe, batches
@@ -121,3 +121,21 @@ def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
     mean = sum(ends["1 view", seed] - ends[results.MOST, seed] for seed in (0, 1)) / 2
     line = next(line for line in section.splitlines() if line.startswith("| 1 view |"))
     assert line.split("|")[4].split()[0] == f"{100 * mean:+.1f}"
+    assert "(figures/ablations.png)" in section
+    assert (tmp_path / "figures" / "ablations.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_cost_of_a_step_is_a_section_where_it_was_measured(study, tmp_path):
+    path = study[0] / "docs" / "results.jsonl"
+    dataset = json.loads(path.read_text().splitlines()[0])["dataset"]
+    clocks = {"median_seconds": 0.5, "ratio_to_plain": {"median": 1.25, "quartiles": [1.0, 1.5]}}
+    variants = {name: {"wall": clocks, "cpu": clocks} for name in ("plain", "stored")}
+    found = {"model": "tiny-mci", "batch_size": 8, "teachers": ["first"], "variants": variants}
+    for wanted in (False, True):
+        if wanted:
+            (tmp_path / step_cost.FILE).write_text(json.dumps(found))
+        results.write(path, datasets={"main": dataset}, steps=2, params=Params(), out=tmp_path, ablations=[])
+        text = (tmp_path / "results.md").read_text()
+        assert ("## Cost of a step" in text) is wanted
+        assert ("| stored | 0.500 | 0.500 | 1.250 [1.000, 1.500] |" in text) is wanted
+        assert "ablations.png" not in text
