@@ -43,6 +43,7 @@ from mobileclip.models import zoo
 from tests.models.perturbed import patterned_images, perturbed_clip
 
 PRECISIONS = ["float32", "float16", "int8", "int8_static", "int8_weights", "int4_weights"]
+MIXABLE = {("onnx", "int8"), ("onnx", "int8_static"), ("executorch", "int8_static")}
 NO_BUDGET = {"max_error_int8": 1e6, "max_error_float16": 1e6, "max_error_float32": 1e6}
 
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=8, help="samples of the proof")
     parser.add_argument("--rounds", type=int, default=10, help="measured turns; 0 = none")
     parser.add_argument("--threads", type=int, default=1, help="threads of every runtime")
-    parser.add_argument("--mixed", type=float, default=0.0, help="also ONNX int8 programs within this error; 0 = none")
+    parser.add_argument("--mixed", type=float, default=0.0, help="also mixed int8 programs within this error; 0 = none")
     parser.add_argument("--tuned", type=int, default=0, help="also static int8 after this many steps of fine-tuning")
     parser.add_argument("--out", default="docs/export-results.jsonl", help="rows are appended there")
     parser.add_argument("--work", default="", help="folder of intermediate files; empty = runs/bench-export/STUDENT")
@@ -130,7 +131,7 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[Plan, str]]:
     order = sorted(options.formats, key=lambda name: name != "onnx")
     for item in programs.plan(Export(formats=order, precisions=options.precisions)):
         yield item, PLAIN
-        if options.mixed and item.format == "onnx" and item.precision in ("int8", "int8_static"):
+        if options.mixed and (item.format, item.precision) in MIXABLE:
             yield item, MIXED
         if options.tuned and item.precision == programs.STATIC:
             yield item, TUNED

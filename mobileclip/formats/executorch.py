@@ -1,24 +1,20 @@
 """ExecuTorch programs for XNNPACK: float32, float16 of the text tower, int8 dynamic and calibrated (PT2E)."""
 
-import contextlib
-import io
-from collections.abc import Iterator
+from collections.abc import Sequence
 from copy import deepcopy
 
 import executorch.version
+import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-    XNNPACKQuantizer,
-    get_symmetric_quantization_config,
-)
 from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import to_edge_transform_and_lower
 from torch import nn
-from torch.export import ExportedProgram
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from mobileclip.formats import pt2e
 from mobileclip.formats.job import Job, Written, parts, trace
+from mobileclip.formats.proof import relative_error
+from mobileclip.formats.sensitivity import Choice, choose
 from mobileclip.formats.tables import with_int8_table
 
 BATCH = 1
@@ -31,22 +27,45 @@ def versions() -> dict[str, str]:
 
 def write(job: Job) -> Written:
     """Write one program; `delegated` is the share of its nodes that XNNPACK takes over."""
-    edge = to_edge_transform_and_lower(_source(job), partitioner=[XnnpackPartitioner()])
+    choice = Choice([], 0.0, {})
+    if job.precision == "int8_static":
+        module, choice = _calibrated(job)
+    else:
+        module = _module(job)
+    source = trace(module, job.example, batch=BATCH)
+    edge = to_edge_transform_and_lower(source, partitioner=[XnnpackPartitioner()])
     info = get_delegation_info(edge.exported_program().graph_module)
     job.path.write_bytes(edge.to_executorch().buffer)
     taken, left = int(info.num_delegated_nodes), int(info.num_non_delegated_nodes)
-    return Written(
-        {"backend": "xnnpack", "batch": BATCH},
-        {"delegated": round(taken / max(taken + left, 1), 4), "subgraphs": float(info.num_delegated_subgraphs)},
-    )
+    figures = {"delegated": round(taken / max(taken + left, 1), 4), "subgraphs": float(info.num_delegated_subgraphs)}
+    figures |= choice.figures
+    return Written({"backend": "xnnpack", "batch": BATCH}, figures, choice.keep, choice.alone)
 
 
-def _source(job: Job) -> ExportedProgram:
+def _module(job: Job) -> nn.Module:
     if job.precision == "float32":
-        return trace(job.module, job.example, batch=BATCH)
+        return job.module
     if job.precision == "float16":
-        return trace(half(job.module), job.example, batch=BATCH)
-    return _quantized(job)
+        return half(job.module)
+    tower = pt2e.without_norms(with_int8_table(job.module))
+    return pt2e.dynamic(trace(tower, job.example, batch=BATCH).module(), job.example[:BATCH])
+
+
+def _calibrated(job: Job) -> tuple[nn.Module, Choice]:
+    """Static int8; over its budget it gets its worst layers back in float32, by the rounded graph in PyTorch."""
+    tower, reference = pt2e.without_norms(job.module), job.calibration()
+    source = pt2e.Ranged(trace(tower, job.example, batch=BATCH).module(), job.calibration_rows())
+
+    def error_of(keep: Sequence[str]) -> float:
+        module = source.quantize(keep=keep)
+        with torch.no_grad():
+            rows = [module(row).numpy() for row in job.calibration_rows().split(BATCH)]  # type: ignore[no-untyped-call]
+        return relative_error(np.concatenate(rows), reference.features(job.tower))
+
+    if job.config.max_kept == 0:
+        return source.quantize(), Choice([], 0.0, {})
+    choice = choose(source.layers, error_of, budget=job.budget, most=job.config.max_kept)
+    return source.quantize(keep=choice.keep), choice
 
 
 def half(tower: nn.Module) -> nn.Module:
@@ -70,50 +89,3 @@ class _FloatNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The shape and type of `x`."""
         return self.norm(x.float()).to(x.dtype)  # type: ignore[no-any-return]
-
-
-def _quantized(job: Job) -> ExportedProgram:
-    """PT2E quantization: activations per call (`int8`) or by ranges of the calibration samples (`int8_static`)."""
-    is_dynamic = job.precision == "int8"
-    module = without_norms(with_int8_table(job.module) if is_dynamic else job.module)
-    terms = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
-    with torch.no_grad(), _quiet():
-        prepared = prepare_pt2e(trace(module, job.example, batch=BATCH).module(), XNNPACKQuantizer().set_global(terms))
-        for row in (job.example if is_dynamic else job.calibration_rows()).split(BATCH):  # type: ignore[no-untyped-call]
-            prepared(row)
-        return torch.export.export(convert_pt2e(prepared), (job.example[:BATCH],))
-
-
-@torch.no_grad()
-def without_norms(tower: nn.Module) -> nn.Module:
-    """A copy whose 2-d batch norms are the convolutions by 1 x 1 that they are with fixed statistics.
-
-    The quantizer folds a norm into the convolution before it, also where others read that convolution's output too:
-    the residual path of an attention block would get the normed values.
-    """
-    copied = deepcopy(tower)
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            parent, _, attribute = name.rpartition(".")
-            setattr(copied.get_submodule(parent), attribute, _as_convolution(module))
-    return copied
-
-
-def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """The same function of [batch, channels, height, width], one weight and bias per channel."""
-    channels = norm.num_features
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a batch norm without statistics depends on its batch")
-    convolution = nn.Conv2d(channels, channels, 1, groups=channels, dtype=norm.running_var.dtype)
-    gain = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if norm.affine else 1)
-    shift = (norm.bias if norm.affine else 0) - norm.running_mean * gain
-    convolution.weight.copy_(gain.view(-1, 1, 1, 1))
-    convolution.get_parameter("bias").copy_(shift)
-    return convolution.requires_grad_(False).eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the quantizer prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

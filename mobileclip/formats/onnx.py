@@ -52,8 +52,7 @@ def write(job: Job) -> Written:
         with tempfile.TemporaryDirectory() as name:
             source = calibrated.Calibrated(model, job.calibration_rows().numpy(), Path(name))
             choice = _mixed(job, source.layers, lambda keep: _cleaned(source.quantize(keep=keep)))
-    count = {"layers": float(len(choice.alone)), "kept": float(len(choice.keep))} if choice.alone else {}
-    return Written(settings, count, choice.keep, choice.alone)
+    return Written(settings, choice.figures, choice.keep, choice.alone)
 
 
 def _plain(job: Job) -> onnx.ModelProto:

@@ -23,6 +23,11 @@ class Choice:
     error: float
     alone: dict[str, float]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """How many layers were measured and kept; nothing where none had to be."""
+        return {"layers": float(len(self.alone)), "kept": float(len(self.keep))} if self.alone else {}
+
 
 def choose(
     layers: Sequence[str], error_of: Callable[[Sequence[str]], float], *, budget: float, most: float

@@ -5,12 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+    XNNPACKQuantizer,
+    get_symmetric_quantization_config,
+)
 from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from mobileclip.config import Export
 from mobileclip.errors import DataError
-from mobileclip.formats import executorch, programs
-from mobileclip.formats.job import Job
+from mobileclip.formats import executorch, programs, pt2e
+from mobileclip.formats.job import Job, trace
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
 from tests.models.perturbed import patterned_images
@@ -68,6 +73,38 @@ def test_calibrated_image_program_is_as_good_as_that_of_onnx(written, towers, re
     assert 1e-4 < error["executorch"] < 1.2 * error["onnx"]
 
 
+def test_layers_kept_in_float32_meet_a_budget_that_all_in_int8_miss(written, towers, reference, folder):
+    item = programs.Plan("image", "executorch", "int8_static")
+    example, error, made = torch.from_numpy(reference.pixels[:2]), {}, {}
+    for most in (0.0, 0.9):
+        section = Export(max_kept=most, max_error_int8=0.12)
+        made[most] = programs.write(
+            item, section, towers, example=example, folder=folder, calibrate=lambda: reference
+        )  # fmt: skip
+        got = load_program(folder / item.file_name, threads=1)(reference.pixels)
+        error[most] = relative_error(got, reference.image_features)
+    assert error[0.9] < 0.12 < error[0.0]
+    assert not made[0.0].keep
+    assert 0 < len(made[0.9].keep) < 0.9 * len(made[0.9].layers)
+    assert set(made[0.9].keep) < set(made[0.9].layers)
+    assert made[0.9].figures["kept"] == len(made[0.9].keep)
+    worst = max(made[0.9].layers, key=lambda name: made[0.9].layers[name])
+    assert made[0.9].keep[0] == worst
+
+
+def test_ranges_carried_over_are_those_of_a_calibration_anew(towers, reference):
+    """All layers: the carried observers against torchao's own way, on the rows they were made from."""
+    rows = torch.from_numpy(reference.pixels)
+    traced = trace(pt2e.without_norms(towers.image), rows, batch=1).module()
+    ours = pt2e.Ranged(traced, rows).quantize()
+    terms = get_symmetric_quantization_config(is_per_channel=True)
+    prepared = prepare_pt2e(traced, XNNPACKQuantizer().set_global(terms))
+    with torch.no_grad():
+        for row in rows.split(1):
+            prepared(row)
+        torch.testing.assert_close(ours(rows[:1]), convert_pt2e(prepared)(rows[:1]), rtol=0, atol=0)
+
+
 class _Residual(nn.Module):
     """As in an attention block: the path around the norm starts at the convolution before it."""
 
@@ -87,11 +124,11 @@ def test_norm_whose_input_is_read_elsewhere_is_not_folded(tmp_path):
     module.norm.running_mean.uniform_(-2, 2)
     module.norm.running_var.uniform_(0.02, 0.2)
     module.norm.weight.uniform_(0.5, 2)
-    same = executorch.without_norms(module.double())
+    same = pt2e.without_norms(module.double())
     torch.testing.assert_close(same(images.double()), module(images.double()), rtol=1e-12, atol=1e-12)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in same.modules())
     want, path = module.float()(images).numpy(), tmp_path / "image.pte"
-    rows = SimpleNamespace(inputs=lambda _: images.numpy())
+    rows = SimpleNamespace(inputs=lambda _: images.numpy(), features=lambda _: want)
     executorch.write(
         Job("image", "int8_static", module, images[:2], ("image", "features"), path, Export(), 1.0, lambda: rows)
     )
