@@ -76,9 +76,10 @@ def key(row: Row) -> tuple[str, ...]:
 
 def document(rows: Sequence[Row]) -> str:
     """All tables as Markdown."""
+    rows = sorted(rows, key=_place)
     made = [row for row in rows if row["kind"] == "program" and not _is_needless(row)]
     parts = [HEAD, _bounds(made)]
-    for student in dict.fromkeys(row["student"] for row in made):
+    for student in sorted({row["student"] for row in made}, key=_known_student):
         own = [row for row in made if row["student"] == student]
         trained = own[0]["weights"] != "random"
         about = f"Trained, weights `{own[0]['weights']}`" if trained else "Random weights"
@@ -90,6 +91,18 @@ def document(rows: Sequence[Row]) -> str:
             parts += [_accuracy(own), _pairs(pairs), _verdict(pairs), _page(pages)]
     parts += [_unmeasured(made), _versions(made)]
     return "\n".join(part for part in parts if part)
+
+
+def _known_student(name: str) -> tuple[int, str]:
+    return (STUDENTS.index(name) if name in STUDENTS else len(STUDENTS), name)
+
+
+def _place(row: Row) -> tuple[str, int, int, str]:
+    """Where a row belongs in a table, whenever it was measured; pairs stay in the order they were measured in."""
+    if row["kind"] != "program":
+        return ("", list(FORMATS).index(row["format"]) if "format" in row else 0, 0, "")
+    precisions = FORMATS[row["format"]].precisions[row["tower"]]
+    return (row["tower"], list(FORMATS).index(row["format"]), list(precisions).index(row["precision"]), row["variant"])
 
 
 def _bounds(rows: Sequence[Row]) -> str:
@@ -107,7 +120,7 @@ def _bounds(rows: Sequence[Row]) -> str:
 def _programs(rows: Sequence[Row]) -> str:
     heads = ["tower", "format", "precision", "MB", *(name for name, _, _ in COLUMNS)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in sorted((row for row in rows if "error" in row), key=lambda row: str(row["tower"])):
+    for row in (row for row in rows if "error" in row):
         cells = [
             row["tower"], row["format"] + ("" if row["executed"] else " (emulated)"),
             _precision(row) + (f" ({row['samples']} pictures)" if row["samples"] != rows[0]["samples"] else ""),
@@ -162,7 +175,7 @@ def _accuracy(rows: Sequence[Row]) -> str:
         "| tower | format | precision | same first answer | R@1 | difference | zero-shot | difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted((row for row in rows if "error" in row and row["executed"]), key=lambda row: str(row["tower"])):
+    for row in (row for row in rows if "error" in row and row["executed"]):
         cells = [row["tower"], row["format"], _precision(row), f"{100 * row['agreement']:.1f} %"]
         for name in ("recall", "zero_shot"):
             change = (row[f"{name}/change{part}"] for part in ("", "_low", "_high"))

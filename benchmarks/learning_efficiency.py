@@ -43,7 +43,7 @@ class Variant:
     Attributes:
         synthetic: Learn from the synthetic captions too.
         distill_weight: Lambda; below 0 = as in the params file.
-        teachers: Teachers by name; empty = the calibrated ensemble.
+        teachers: Teachers by name, at the scales calibrated for them; empty = the ensemble that `calibrate` chose.
         scale_factor: Multiplies the calibrated logit scales.
         views: Stored views used; 0 = all.
         captions: Synthetic captions used; 0 = all.
@@ -68,7 +68,7 @@ MAIN = {
 ABLATIONS = {
     "λ = 0.3": Variant(distill_weight=0.3),
     "λ = 1": Variant(distill_weight=1.0),
-    "teacher `locked` alone": Variant(teachers=("locked",)),
+    "teachers `locked` and `scratch`": Variant(teachers=("locked", "scratch")),
     "teacher `scratch` alone": Variant(teachers=("scratch",)),
     "scales × 1/3": Variant(scale_factor=1 / 3),
     "scales × 3": Variant(scale_factor=3.0),
@@ -105,7 +105,8 @@ def main() -> None:
     store = options.out / "results.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
     roots = {"main": options.root} | ({"counts": options.counts} if (options.counts / "calibrate").is_dir() else {})
-    datasets = {study: manifest.read(str(root / "calibrate")).digest() for study, root in roots.items()}
+    contents = {study: manifest.read(str(root / "calibrate")) for study, root in roots.items()}
+    datasets = {study: content.digest() for study, content in contents.items()}
     done = {
         (study, row["variant"], row["seed"])
         for study, dataset in datasets.items()
@@ -119,7 +120,10 @@ def main() -> None:
 
     def write() -> None:
         """After every round, so that a study that is stopped has its tables."""
-        results.write(store, datasets=datasets, steps=steps, params=params, out=options.out, ablations=list(ABLATIONS))
+        results.write(
+            store, datasets=datasets, steps=steps, params=params, teachers=list(contents["main"].scales),
+            out=options.out, ablations=list(ABLATIONS),
+        )  # fmt: skip
 
     processes = max(1, int(os.environ.get("MOBILECLIP_PROCESSES", "2")))
     for first in range(0, len(waiting), processes):
@@ -152,14 +156,16 @@ def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list
     data, config = f"{root}/calibrate", params.distill
     content = manifest.read(data)
     weight = config.distill_weight if variant.distill_weight < 0 else variant.distill_weight
-    teachers = (variant.teachers or tuple(content.scales)) if weight else ()
+    calibrated = scales_of(data, variant.teachers) if variant.teachers else content.scales
+    calibrated = calibrated if weight else {}
+    teachers = tuple(calibrated)
     torch.manual_seed(seed)
     clip = zoo.create(config.model)
     recipe = Recipe(
         clip.preprocess, clip.tokenizer, config.caption_field, tuple(config.synthetic) if variant.synthetic else (),
         teachers, seed=seed, use_views=variant.views, use_captions=variant.captions,
     )  # fmt: skip
-    scales = tuple(content.scales[teacher] * variant.scale_factor for teacher in teachers)
+    scales = tuple(scale * variant.scale_factor for scale in calibrated.values())
     training = config.training.model_copy(
         update={"steps": steps, "checkpoint_every": 0, "log_every": max(1, steps // POINTS)}
     )
@@ -173,6 +179,13 @@ def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list
         {"samples": p["samples"], **{k.removeprefix("validation/"): round(p[k], 6) for k in keys}}
         for p in result.history
     ]
+
+
+def scales_of(data: str, teachers: tuple[str, ...]) -> dict[str, float]:
+    """The logit scales that `calibrate` found best for an ensemble, whether it chose that ensemble or not."""
+    tried = json.loads(Path(data, "curves.json").read_text(encoding="utf-8"))["ensembles"]
+    found: dict[str, float] = next(row["scales"] for row in tried if set(row["scales"]) == set(teachers))
+    return {teacher: found[teacher] for teacher in teachers}
 
 
 def restored(dtype: str) -> TeacherFeatures:

@@ -26,7 +26,14 @@ def read(path: Path, *, dataset: str, steps: int) -> list[Row]:
 
 
 def write(
-    path: Path, *, datasets: Mapping[str, str], steps: int, params: Params, out: Path, ablations: Sequence[str]
+    path: Path,
+    *,
+    datasets: Mapping[str, str],
+    steps: int,
+    params: Params,
+    teachers: Sequence[str],
+    out: Path,
+    ablations: Sequence[str],
 ) -> None:
     """Write `results.md` and its figures below `out`; `step-cost.json` there becomes a section.
 
@@ -35,6 +42,7 @@ def write(
         datasets: Digest of the dataset of the study `main`, and of `counts` where it was run.
         steps: Length of the trainings.
         params: Of the main study.
+        teachers: Those that its calibration kept.
         out: Folder.
         ablations: Variants of the main study that differ in one thing from the reinforced one.
     """
@@ -47,7 +55,7 @@ def write(
     counts = read(path, dataset=datasets["counts"], steps=steps) if "counts" in datasets else []
     counted = [name for name in dict.fromkeys(row["variant"] for row in counts) if name != MOST]
     parts = [
-        _head(rows, params),
+        _head(rows, params, teachers),
         "## Learning efficiency\n",
         _table(rows, compared),
         "\n![learning curves](figures/learning.png)\n",
@@ -87,16 +95,19 @@ def saving(plain: Sequence[Point], other: Sequence[Point]) -> float:
     return 0.0
 
 
-def _head(rows: Sequence[Row], params: Params) -> str:
+def _head(rows: Sequence[Row], params: Params, teachers: Sequence[str]) -> str:
     training = params.distill.training
     steps = rows[0]["steps"]
+    trained = " and ".join(f"`{teacher.name}`" for teacher in params.train_teacher.teachers)
+    kept = " and ".join(f"`{name}`" for name in teachers)
     views, captions = params.reinforce.views.num_views, params.caption.num_captions
     return f"""# Results
 
 Made by `make results` from [results.jsonl](results.jsonl), one line per training; nothing here is written by hand.
 
 Student `{params.distill.model}`, {steps} steps of {training.batch_size} samples on emoji by four artists
-({views} stored views and {captions} synthetic captions per picture, two teachers trained by the chain itself),
+({views} stored views and {captions} synthetic captions per picture; of the teachers that the chain itself trained,
+{trained}, the calibration kept {kept}),
 scored on a **fifth artist whose pictures no training or validation saw**. Recall is the mean of image-to-text
 and text-to-image, in percent, over concepts whose other drawings were in the training (*seen*) or were not
 (*unseen*). Mean and 95 % interval over seeds; all variants of a seed start from the same weights and see the

@@ -81,6 +81,13 @@ def test_targets_of_another_type_are_an_ablation(study, tiny_reinforced):
         assert float(torch.cosine_similarity(value, batch[name]).min()) > 0.999
 
 
+def test_an_ensemble_that_was_not_chosen_has_the_scales_it_was_tried_at(tmp_path):
+    tried = [{"scales": {"a": 20.0}, "nll": 0.5}, {"scales": {"b": 50.0, "a": 30.0}, "nll": 0.7}]
+    (tmp_path / "curves.json").write_text(json.dumps({"ensembles": tried}))
+    assert learning_efficiency.scales_of(str(tmp_path), ("a", "b")) == {"a": 30.0, "b": 50.0}
+    assert learning_efficiency.scales_of(str(tmp_path), ("a",)) == {"a": 20.0}
+
+
 @given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_chance_is_the_recall_of_random_orders(count, k, seed):
     rng = np.random.default_rng(seed)
@@ -115,7 +122,7 @@ def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in source + other))
     datasets = {"main": main, "counts": "wide"}
-    results.write(path, datasets=datasets, steps=2, params=Params(), out=tmp_path, ablations=[])
+    results.write(path, datasets=datasets, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[])
     section = (tmp_path / "results.md").read_text().split("## Numbers of views and captions")[1]
     ends = {(row["variant"], row["seed"]): row["curve"][-1]["seen/r10"] for row in other}
     mean = sum(ends["1 view", seed] - ends[results.MOST, seed] for seed in (0, 1)) / 2
@@ -134,7 +141,9 @@ def test_the_cost_of_a_step_is_a_section_where_it_was_measured(study, tmp_path):
     for wanted in (False, True):
         if wanted:
             (tmp_path / step_cost.FILE).write_text(json.dumps(found))
-        results.write(path, datasets={"main": dataset}, steps=2, params=Params(), out=tmp_path, ablations=[])
+        results.write(
+            path, datasets={"main": dataset}, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[]
+        )
         text = (tmp_path / "results.md").read_text()
         assert ("## Cost of a step" in text) is wanted
         assert ("| stored | 0.500 | 0.500 | 1.250 [1.000, 1.500] |" in text) is wanted
