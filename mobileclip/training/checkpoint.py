@@ -1,6 +1,7 @@
 """Checkpoints: weights, running mean, optimizer and random state as safetensors, whole or not at all.
 
-A run's folder holds `step-NNNNNNNNN/` per checkpoint with
+Every run has a folder of its own (`of_run`): another run in the same place, of other settings or data, neither resumes
+from its checkpoints nor replaces them. It holds `step-NNNNNNNNN/` per checkpoint with
 
 - `model.safetensors`: parameters and buffers, and `mean.safetensors`: their running mean, where there is one,
 - `optimizer.safetensors`: moments, and the random state of every process,
@@ -58,6 +59,11 @@ class Snapshot:
     cuda_random: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.uint8))
 
 
+def of_run(folder: str, key: str) -> str:
+    """The folder of one run among those that may have begun in `folder`."""
+    return storage.join(folder, f"run-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
+
+
 def save(
     folder: str,
     snapshot: Snapshot,
@@ -97,7 +103,10 @@ def save(
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }  # fmt: skip
     storage.write_bytes(storage.join(target, STATE), (json.dumps(header, sort_keys=True) + "\n").encode())
-    for old in _steps(folder, "step")[:-keep]:
+    steps = _steps(folder, "step")
+    # Later ones than this are what the run went back from: damaged, or of a time before it.
+    later = [old for old in steps if old > snapshot.step]
+    for old in later + steps[: len(steps) - len(later)][:-keep]:
         _remove_step(storage.join(folder, _name("step", old)))
     for old in _steps(folder, "best"):
         if old != best:
@@ -158,6 +167,12 @@ def load(folder: str, step: int, *, model: nn.Module, optimizer: torch.optim.Opt
     )  # fmt: skip
 
 
+def others(folder: str) -> bool:
+    """Whether beside this run's folder lie checkpoints of other runs."""
+    parent, _, own = folder.rpartition("/")
+    return any(name.endswith(STATE) and not name.startswith(f"{own}/") for name in storage.list_files(parent))
+
+
 def save_best(folder: str, step: int, weights: Mapping[str, Tensor]) -> None:
     """Keep the weights after `step` as the best so far."""
     storage.write_bytes(storage.join(folder, _name("best", step), MODEL), _bytes(weights))
@@ -177,9 +192,9 @@ def load_best(folder: str, step: int) -> dict[str, Tensor]:
 
 
 def remove(folder: str) -> None:
-    """Remove all checkpoints of a finished run."""
-    for name in storage.list_names(folder):
-        _remove_step(storage.join(folder, name))
+    """Remove all checkpoints below a folder: of one run, or of all that began there."""
+    for name in sorted(storage.list_files(folder), key=lambda name: not name.endswith(STATE)):
+        storage.delete(storage.join(folder, name))  # without its state a folder is no checkpoint
     if not storage.is_s3(folder):
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ def train(
         source: Batches by step.
         config: Length, step size, precision.
         key: Digest of all that decides the result: names the run in its checkpoint.
-        folder: Where checkpoints go.
+        folder: Where checkpoints go, below it in a folder of this run.
         title: Name of the run in progress bar and history.
         validate: Called at every point in eval mode on the first process; its scores join the history. The first of
             them chooses the best weights, see `Training.keep_weights`.
@@ -106,7 +106,8 @@ def train(
     world = join()
     _check(config, world, validate)
     model.to(world.device)
-    run = _start(model, objective, config, world, key=key, folder=folder, title=title, validate=validate,
+    run = _start(
+        model, objective, config, world, key=key, folder=checkpoint.of_run(folder, key), title=title, validate=validate,
         report=report if report is not None and world.main else lambda _: None,
     )  # fmt: skip
     for point in run.state.history:
@@ -117,7 +118,7 @@ def train(
         _loop(run, source, result)
     best = world.same(_best(run.state.history, config))
     if best:
-        model.load_state_dict(checkpoint.load_best(folder, best))
+        model.load_state_dict(checkpoint.load_best(run.folder, best))
     elif run.state.mean:
         model.load_state_dict(run.state.mean)
     model.eval().to("cpu")
@@ -169,8 +170,7 @@ def _start(model: nn.Module, objective: Objective, config: Training, world: Worl
     optimizer = create_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")  # type: ignore[attr-defined]
     run = _Run(model, objective, config, world, optimizer, scaler, state=Snapshot(), **given)
-    step = checkpoint.find(run.folder, key=run.key) if world.main and config.resume == "auto" else 0
-    step = world.same(step)
+    step = world.same(_found(run) if world.main else 0)
     if step:
         run.state = checkpoint.load(run.folder, step, model=model, optimizer=optimizer)
         if world.main:
@@ -185,6 +185,20 @@ def _start(model: nn.Module, objective: Objective, config: Training, world: Worl
         mean = {name: value.detach().clone() for name, value in model.state_dict().items()}
     run.state.mean = {name: value.to(world.device) for name, value in mean.items()}
     return run
+
+
+def _found(run: _Run) -> int:
+    """Step to go on from; 0 = from the start, and a warning where another run was left unfinished here."""
+    if run.config.resume != "auto":
+        checkpoint.remove(run.folder)  # else its later checkpoints would outlive those of this start
+        return 0
+    step = checkpoint.find(run.folder, key=run.key)
+    if not step and checkpoint.others(run.folder):
+        logger.warning(
+            "%s: starts at step 0, as the unfinished run in '%s' is of other settings, data or weights; "
+            "its checkpoints stay until this one is complete.", run.title, run.folder.rpartition("/")[0],
+        )  # fmt: skip
+    return step
 
 
 def _set_random(run: _Run) -> None:

@@ -122,7 +122,7 @@ def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         weights("cut")
     monkeypatch.undo()
-    assert (tmp_path / "cut/finetune/checkpoint/step-000000002/state.json").exists()
+    assert list(tmp_path.glob("cut/finetune/checkpoint/*/step-000000002/state.json"))
     assert not (tmp_path / "cut/model.json").exists()
     assert weights("cut") == whole
 
@@ -276,7 +276,7 @@ class TestFrozenTrunk:
             weights("cut")
         monkeypatch.undo()
         torch.set_num_threads(1)
-        assert (tmp_path / "cut/pretrain/checkpoint/step-000000002/state.json").exists()
+        assert list(tmp_path.glob("cut/pretrain/checkpoint/*/step-000000002/state.json"))
         torch.manual_seed(12345)  # as another process would stand elsewhere
         assert weights("cut") == whole
 

@@ -118,3 +118,24 @@ def test_remove_leaves_nothing(tmp_path):
     checkpoint.remove(str(tmp_path / "run" / "checkpoint"))
     assert list(tmp_path.iterdir()) == []
     checkpoint.remove(str(tmp_path / "run" / "checkpoint"))
+
+
+def test_what_a_run_went_back_from_does_not_outlive_what_it_saves_next(tmp_path):
+    """The newest is damaged, the one before is whole: the next checkpoint replaces the damaged one, not itself."""
+    model, optimizer = _trained()
+    for step in (3, 6):
+        _save(tmp_path, model, optimizer, step=step, keep=2)
+    (tmp_path / "step-000000006" / checkpoint.MODEL).write_bytes(b"")
+    assert checkpoint.find(str(tmp_path), key="a") == 3
+    _save(tmp_path, model, optimizer, step=4, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000004"]
+
+
+def test_runs_lie_beside_each_other(tmp_path):
+    model, optimizer = _trained()
+    first, second = (checkpoint.of_run(str(tmp_path), key) for key in ("a", "b"))
+    _save(first, model, optimizer)
+    assert (checkpoint.others(first), checkpoint.others(second)) == (False, True)
+    _save(second, model, optimizer, key="b", step=2)
+    checkpoint.remove(second)
+    assert (checkpoint.find(first, key="a"), checkpoint.find(second, key="b")) == (3, 0)

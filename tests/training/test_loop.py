@@ -272,7 +272,8 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
     )
     assert process.stdout is not None
     process.stdout.readline()
-    while not checkpoint.find(str(tmp_path / "run"), key="key"):
+    folder = checkpoint.of_run(str(tmp_path / "run"), "key")
+    while not checkpoint.find(folder, key="key"):
         time.sleep(0.02)
     time.sleep(0.12)
     os.kill(process.pid, signal.SIGKILL)
@@ -281,10 +282,8 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
     model = _model()
     from mobileclip.training.optimizer import create_optimizer
 
-    step = checkpoint.find(str(tmp_path / "run"), key="key")
-    found = checkpoint.load(
-        str(tmp_path / "run"), step, model=model, optimizer=create_optimizer(model, config.optimizer)
-    )
+    step = checkpoint.find(folder, key="key")
+    found = checkpoint.load(folder, step, model=model, optimizer=create_optimizer(model, config.optimizer))
     assert 0 < step == found.step == len(found.history) == found.history[-1]["step"]
     assert found.samples == 8 * step
     assert set(found.mean) == set(model.state_dict())
@@ -331,14 +330,31 @@ def test_the_best_weights_are_kept_through_a_kill(tmp_path):
 def test_the_last_few_checkpoints_are_kept(tmp_path):
     config = CONFIG.model_copy(update={"checkpoint_every": 2, "keep_checkpoints": 3})
     _run(_model(), tmp_path, config=config)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000006", "step-000000008", "step-000000010"]
+    assert sorted(p.name for p in tmp_path.glob("run-*/*")) == ["step-000000006", "step-000000008", "step-000000010"]
+
+
+def test_another_run_in_the_same_place_replaces_nothing_and_says_so(tmp_path, caplog):
+    """A changed key, then back: each goes on where it was."""
+    config = CONFIG.model_copy(update={"checkpoint_every": 1, "keep_checkpoints": 1})
+    _killed_after(9, _model(), tmp_path, config=config)
+    _killed_after(4, _model(), tmp_path, config=config, key="other")
+    assert "starts at step 0, as the unfinished run in" in caplog.text
+    caplog.clear()
+    for key, step in (("other", 4), ("key", 9)):
+        starts: list[int] = []
+        _killed_after(2, _model(), tmp_path, config=config, key=key, source=_loader(starts))
+        assert starts == [step]
+    assert caplog.text == ""
 
 
 def test_resume_never_starts_anew(tmp_path):
     _killed_after(7, _model(), tmp_path)
+    config = CONFIG.model_copy(update={"resume": "never", "checkpoint_every": 1, "keep_checkpoints": 1})
     starts: list[int] = []
-    _run(_model(), tmp_path, config=CONFIG.model_copy(update={"resume": "never"}), source=_loader(starts))
+    _killed_after(4, _model(), tmp_path, config=config, source=_loader(starts))
     assert starts == [0]
+    _run(_model(), tmp_path, source=_loader(starts))
+    assert starts == [0, 4]  # the new start's checkpoint, not the one of the run before
 
 
 def test_float16_scales_gradients_and_resumes_its_scale(tmp_path):
@@ -365,7 +381,8 @@ def test_float16_scales_gradients_and_resumes_its_scale(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         _run(broken, tmp_path / "broken", config=config, loss=until)
-    saved = json.loads((tmp_path / "broken" / "step-000000005" / "state.json").read_text())
+    (state,) = (tmp_path / "broken").glob("run-*/step-000000005/state.json")
+    saved = json.loads(state.read_text())
     assert saved["scaler"]["scale"] < 2**16
     again = _model()
     found = _run(again, tmp_path / "broken", config=config, loss=loss(again))
