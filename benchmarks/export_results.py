@@ -170,9 +170,9 @@ def _accuracy(rows: Sequence[Row]) -> str:
     """One tower exchanged for its program."""
     lines = [
         "### Accuracy, one tower exchanged\n",
-        "R@1 in the direction of the exchanged tower, zero-shot accuracy over the groups with one prompt per class (the",
-        "evaluation averages two); differences to PyTorch in points, with their paired 95 % bootstrap interval over the",
-        "pictures.\n",
+        "R@1 in the direction of the exchanged tower, zero-shot accuracy over the groups with one prompt per class",
+        "(the evaluation averages two); differences to PyTorch in points, with their paired 95 % bootstrap interval",
+        "over the pictures.\n",
         "| tower | format | precision | same first answer | R@1 | difference | zero-shot | difference |",
         "|---|---|---|---|---|---|---|---|",
     ]

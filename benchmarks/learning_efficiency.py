@@ -48,6 +48,7 @@ class Variant:
         views: Stored views used; 0 = all.
         captions: Synthetic captions used; 0 = all.
         dtype: Storage type that the teachers' embeddings go through before they are learned from; empty = as stored.
+        length: Multiplies the steps.
     """
 
     synthetic: bool = True
@@ -57,6 +58,7 @@ class Variant:
     views: int = 0
     captions: int = 0
     dtype: str = ""
+    length: int = 1
 
 
 MAIN = {
@@ -64,6 +66,10 @@ MAIN = {
     results.REINFORCED: Variant(),
     "plain + synthetic captions": Variant(distill_weight=0.0),
     "distillation, real captions": Variant(synthetic=False),
+}
+LONGER = {
+    results.longer(length): Variant(synthetic=False, distill_weight=0.0, length=length)
+    for length in results.LENGTHS[1:]
 }
 ABLATIONS = {
     "λ = 0.3": Variant(distill_weight=0.3),
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--seeds", type=int, default=5, help="of plain and reinforced")
     parser.add_argument("--other-seeds", type=int, default=5, help="of the variants in between")
+    parser.add_argument("--longer-seeds", type=int, default=5, help="of plain training at multiples of the length")
     parser.add_argument("--ablation-seeds", type=int, default=2, help="of everything else")
     parser.add_argument("--steps", type=int, default=0, help="0: as in the params file")
     options = parser.parse_args()
@@ -114,7 +121,7 @@ def main() -> None:
     }
     waiting = [
         run
-        for run in _plan(options.seeds, options.other_seeds, options.ablation_seeds)
+        for run in _plan(options.seeds, options.other_seeds, options.longer_seeds, options.ablation_seeds)
         if run[0] in roots and run not in done
     ]
 
@@ -138,11 +145,12 @@ def main() -> None:
         write()
 
 
-def _plan(seeds: int, other_seeds: int, ablation_seeds: int) -> list[tuple[str, str, int]]:
+def _plan(seeds: int, other_seeds: int, longer_seeds: int, ablation_seeds: int) -> list[tuple[str, str, int]]:
     """(study, variant, seed), the most telling first."""
     main = list(MAIN)
     plan = [("main", name, seed) for seed in range(seeds) for name in main[:2]]
     plan += [("main", name, seed) for seed in range(other_seeds) for name in main[2:]]
+    plan += [("main", name, seed) for name in LONGER for seed in range(longer_seeds)]
     for study, variants in (("counts", COUNTS), ("main", ABLATIONS)):
         plan += [(study, name, seed) for seed in range(ablation_seeds) for name in variants]
     return plan
@@ -152,7 +160,8 @@ def run_one(root: str, params: Params, name: str, seed: int, steps: int) -> list
     """Train one student; its scores on the unseen artist at every point of the learning curve."""
     one_thread()
     os.environ["MOBILECLIP_TRACKING"] = "off"
-    variant = (MAIN | ABLATIONS | COUNTS)[name]
+    variant = (MAIN | LONGER | ABLATIONS | COUNTS)[name]
+    steps *= variant.length
     data, config = f"{root}/calibrate", params.distill
     content = manifest.read(data)
     weight = config.distill_weight if variant.distill_weight < 0 else variant.distill_weight

@@ -13,6 +13,8 @@ from mobileclip.evaluation.figures import new_figure, to_png
 from mobileclip.evaluation.statistics import over_seeds
 
 PLAIN, REINFORCED, MOST = "plain CLIP", "reinforced", "10 views, 5 synthetic captions"
+LENGTHS = (1, 2, 3)
+"""Multiples of the steps at which plain CLIP is trained."""
 KEYS = {"seen/r1": "seen R@1", "seen/r10": "seen R@10", "unseen/r1": "unseen R@1", "unseen/r10": "unseen R@10"}
 Row = dict[str, Any]
 Point = tuple[float, float]
@@ -48,7 +50,7 @@ def write(
     """
     rows = read(path, dataset=datasets["main"], steps=steps)
     names = list(dict.fromkeys(row["variant"] for row in rows))
-    compared = [name for name in names if name not in ablations]
+    compared = [name for name in names if name not in [*ablations, *map(longer, LENGTHS[1:])]]
     figure = out / "figures" / "learning.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(_draw(rows, compared))
@@ -60,6 +62,7 @@ def write(
         _table(rows, compared),
         "\n![learning curves](figures/learning.png)\n",
         _differences(rows, compared),
+        _lengths(rows),
         *_section("Ablations", "the reinforced student", _ablations(rows, REINFORCED, ablations)),
         *_section(
             "Numbers of views and captions", f"the student with {MOST}, a dataset of its own",
@@ -70,6 +73,11 @@ def write(
     ]  # fmt: skip
     text = "\n".join(part for part in parts if part) + "\n"
     (out / "results.md").write_text(text, encoding="utf-8")
+
+
+def longer(length: int) -> str:
+    """Name of plain CLIP trained at a multiple of the steps."""
+    return f"{PLAIN}, {length}× the steps" if length > 1 else PLAIN
 
 
 def curves(rows: Sequence[Row], variant: str, key: str) -> tuple[list[float], np.ndarray, list[int]]:
@@ -93,6 +101,58 @@ def saving(plain: Sequence[Point], other: Sequence[Point]) -> float:
             return best[0] / (before[0] + share * (samples - before[0]))
         before = (samples, score)
     return 0.0
+
+
+def needed(scores: Mapping[int, float], wanted: float) -> float:
+    """Multiple of the length at which plain training scores as wanted, linear between those tried; infinite = at none.
+
+    Args:
+        scores: Last score by multiple of the length, each of a training with a schedule of its own.
+        wanted: The reinforced student's score.
+    """
+    before, low = 0, 0.0
+    for length, score in sorted(scores.items()):
+        if score >= wanted:
+            return before + (length - before) * (wanted - low) / max(score - low, 1e-12)
+        before, low = length, score
+    return float("inf")
+
+
+def _lengths(rows: Sequence[Row]) -> str:
+    """What plain training reaches when it is trained for longer, against the reinforced student."""
+    trained = {row["variant"] for row in rows}
+    lengths = [length for length in LENGTHS if longer(length) in trained]
+    if len(lengths) < 2 or REINFORCED not in trained:
+        return ""
+    shared = set.intersection(*(set(curves(rows, n, "seen/r1")[2]) for n in (REINFORCED, *map(longer, lengths))))
+    own = [row for row in rows if row["seed"] in shared]
+    lines = [
+        "\n### Plain CLIP for longer\n",
+        "Each length is a training with a schedule of its own, on the same stored views. *Needed*: the multiple of",
+        "the samples at which plain CLIP scores as the reinforced student of the first line does, linear between the",
+        "lengths, with its 95 % interval over draws of the seeds.\n",
+        "| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS),
+    ]  # fmt: skip
+    for name in (REINFORCED, *map(longer, lengths)):
+        cells = [_interval(curves(own, name, key)[1][:, -1]) for key in KEYS]
+        lines.append(f"| {name} | {len(shared)} | " + " | ".join(cells) + " |")
+    cells = [_needed(own, lengths, key) for key in KEYS]
+    return "\n".join([*lines, "| **needed** | | " + " | ".join(cells) + " |"])
+
+
+def _needed(rows: Sequence[Row], lengths: Sequence[int], key: str) -> str:
+    """`needed` for the mean over seeds, and its interval over seeds drawn with replacement."""
+    plain = {length: curves(rows, longer(length), key)[1][:, -1] for length in lengths}
+    wanted = curves(rows, REINFORCED, key)[1][:, -1]
+    rng = np.random.default_rng(0)
+    draws = [np.arange(len(wanted)), *rng.integers(len(wanted), size=(2000, len(wanted)))]
+    found = [needed({k: float(v[draw].mean()) for k, v in plain.items()}, float(wanted[draw].mean())) for draw in draws]
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")  # interpolation has no infinity
+    return f"{_times(found[0])} [{_times(low)}, {_times(high)}]".replace("inf", f"over {max(lengths)}")
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f}×" if np.isfinite(value) else "inf×"
 
 
 def _head(rows: Sequence[Row], params: Params, teachers: Sequence[str]) -> str:

@@ -33,6 +33,8 @@ def study(tiny_reinforced, tmp_path_factory):
         "0",
         "--other-seeds",
         "2",
+        "--longer-seeds",
+        "2",
         *(str(word) for pair in flags.items() for word in pair),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -43,8 +45,10 @@ def study(tiny_reinforced, tmp_path_factory):
 
 def test_every_training_is_a_line(study):
     rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
-    assert {(row["variant"], row["seed"]) for row in rows} == {(n, s) for n in learning_efficiency.MAIN for s in (0, 1)}
-    assert all(point["samples"] in {8, 16} for row in rows for point in row["curve"])
+    names = [*learning_efficiency.MAIN, *learning_efficiency.LONGER]
+    assert {(row["variant"], row["seed"]) for row in rows} == {(n, s) for n in names for s in (0, 1)}
+    ends = {row["variant"]: row["curve"][-1]["samples"] for row in rows}
+    assert ends == {name: 16 * max(1, names.index(name) - 2) for name in names}  # the last two: twice, three times
     assert all(0 <= value <= 1 for row in rows for key, value in row["curve"][-1].items() if key != "samples")
 
 
@@ -111,6 +115,38 @@ def test_chance_is_the_recall_of_random_orders(count, k, seed):
 )
 def test_samples_saved(other, wanted):
     assert results.saving([(100, 0.3), (200, 0.4)], other) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted", "found"),
+    [
+        ({1: 0.3, 2: 0.4, 3: 0.42}, 0.35, 1.5),
+        ({1: 0.3, 2: 0.4, 3: 0.42}, 0.42, 3.0),
+        ({1: 0.3, 2: 0.4, 3: 0.42}, 0.43, math.inf),
+        ({1: 0.3, 2: 0.2, 3: 0.4}, 0.3, 1.0),  # the first time it is reached
+        ({1: 0.4, 2: 0.5}, 0.2, 0.5),
+    ],
+)
+def test_how_much_longer_plain_training_takes(scores, wanted, found):
+    assert results.needed(scores, wanted) == pytest.approx(found)
+
+
+def test_longer_plain_trainings_have_a_section(study, tmp_path):
+    """The interval over two seeds spans what either of them alone needs."""
+    rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
+    ends = {"plain CLIP": (0.30, 0.30), results.longer(2): (0.40, 0.50), results.longer(3): (0.45, 0.5)}
+    ends[results.REINFORCED] = (0.35, 0.55)
+    rows = [row for row in rows if row["variant"] in ends]
+    for row in rows:
+        row["curve"][-1]["seen/r10"] = ends[row["variant"]][row["seed"]]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results.write(
+        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[]
+    )
+    section = (tmp_path / "results.md").read_text().split("### Plain CLIP for longer")[1]
+    line = next(line for line in section.splitlines() if line.startswith("| **needed**"))
+    assert line.split("|")[4].strip() == "2.0× [1.5×, over 3×]"
 
 
 def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
