@@ -1,10 +1,12 @@
 """calibrate: choose the teachers' logit scales from stored embeddings alone, and write them into the manifest."""
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mobileclip import manifest, storage
 from mobileclip.config import Calibrate
@@ -14,13 +16,15 @@ from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.evaluation.calibration import Ensemble, Pair, compare, curve, grow, joint, likelihoods
 from mobileclip.evaluation.figures import save_bars, save_curves
-from mobileclip.manifest import Manifest
+from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import zoo
-from mobileclip.parallel import run_all
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.validation import retrieval_validation
+from mobileclip.training.world import train_models
+
+logger = logging.getLogger(__name__)
 
 _SCORE = "i2t/r10"  # of the two recalls the one with less noise
 
@@ -115,7 +119,7 @@ def _by_students(
         alone = {name: metrics[f"scale_alone/{name}"] for name in content.teachers()}
         candidates |= {f"alone_{n}": {n: s} for n, s in alone.items() if {n: s} not in candidates.values()}
     tasks: list[Any] = [(_train_student, (config, data, label, scales, out)) for label, scales in candidates.items()]
-    scores = dict(zip(candidates, run_all(tasks), strict=True))
+    scores = dict(zip(candidates, train_models(tasks), strict=True))
     # Equal scores: the proxy decides, then the mildest change of it.
     best = max(candidates, key=lambda label: (scores[label], label == "ensemble_x1"))
     drawn = {"ensemble": (factors, [scores[f"ensemble_x{factor:g}"] for factor in factors])}
@@ -155,19 +159,50 @@ def _train_student(config: Calibrate, data: str, label: str, scales: dict[str, f
 def _batch(config: Calibrate, data: str, content: Manifest, names: Sequence[str], index: int) -> dict[str, Pair]:
     """One random batch of (view, ground-truth caption) embeddings per teacher; every teacher gets the same rows."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-    shards = [s for s in content.shards if s.name in content.column(f"{names[0]}.views").parts]
-    shard = shards[int(torch.randint(len(shards), (), generator=generator))]
-    rows = torch.randperm(shard.samples, generator=generator)[: config.batch_size]
-    draws = torch.rand(2, len(rows), generator=generator)
+    chosen = _rows(config, data, content, names, generator)
+    draws = torch.rand(2, sum(len(rows) for _, rows in chosen), generator=generator)
     found = {}
     for name in names:
         pair = []
         for kind, draw in zip(("views", "captions"), draws, strict=True):
-            features, counts = decode_all(ColumnReader(data, content.column(f"{name}.{kind}"), shard))
-            lengths = counts[rows + 1] - counts[rows]
-            pair.append(features[counts[rows] + (draw * lengths).long()])
+            parts = draw.split([len(rows) for _, rows in chosen])
+            column = content.column(f"{name}.{kind}")
+            pair.append(torch.cat([
+                _drawn(ColumnReader(data, column, shard), rows, part)
+                for (shard, rows), part in zip(chosen, parts, strict=True)
+            ]))  # fmt: skip
         found[name] = (pair[0], pair[1])
     return found
+
+
+def _rows(
+    config: Calibrate, data: str, content: Manifest, names: Sequence[str], generator: torch.Generator
+) -> list[tuple[Shard, Tensor]]:
+    """Random rows of those that the filter kept, of as few random shards as hold a batch: reading all takes long."""
+    left = [s for s in content.shards if s.name in content.column(f"{names[0]}.views").parts]
+    chosen: list[tuple[Shard, Tensor]] = []
+    missing = config.batch_size
+    while missing and left:
+        shard = left.pop(int(torch.randint(len(left), (), generator=generator)))
+        kept = torch.arange(shard.samples)
+        if content.has("selection") and shard.name in content.column("selection").parts:
+            kept = kept[ColumnReader(data, content.column("selection"), shard).all("keep").bool()]
+        rows = kept[torch.randperm(len(kept), generator=generator)[:missing]]
+        missing -= len(rows)
+        chosen.append((shard, rows))
+    if missing:
+        logger.warning(
+            "calibrate.batch_size: got %d, the dataset has %d pairs: a smaller batch has a larger best scale.",
+            config.batch_size, config.batch_size - missing,
+        )  # fmt: skip
+    return chosen
+
+
+def _drawn(reader: ColumnReader, rows: Tensor, draw: Tensor) -> Tensor:
+    """One stored embedding of each row, float32 [rows, dim]."""
+    features, starts = decode_all(reader)
+    lengths = starts[rows + 1] - starts[rows]
+    return features[starts[rows] + (draw * lengths).long()]
 
 
 def _label(scales: dict[str, float]) -> str:

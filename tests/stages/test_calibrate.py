@@ -144,6 +144,38 @@ def test_batches_take_the_same_rows_for_every_teacher_and_pairs_belong_together(
     assert not torch.equal(first["sharp"][0], second["sharp"][0])
 
 
+def test_a_batch_larger_than_a_shard_goes_on_in_the_next(two, caplog):
+    content = manifest.read(two)
+    shards = content.split("train")
+    total = sum(shard.samples for shard in shards)
+    size = max(shard.samples for shard in shards) + 1
+    assert size <= total
+    (batch,) = _batches(CONFIG.model_copy(update={"batch_size": size, "batches": 1}), two)
+    assert batch["sharp"][0].shape == (size, 64)
+    assert len(batch["sharp"][1].unique(dim=0)) == size  # every row once
+    assert caplog.text == ""
+    (batch,) = _batches(CONFIG.model_copy(update={"batch_size": total + 1, "batches": 1}), two)
+    assert len(batch["vague"][0]) == total
+    assert f"calibrate.batch_size: got {total + 1}, the dataset has {total} pairs" in caplog.text
+
+
+def test_pairs_that_the_filter_dropped_are_not_drawn(two, tmp_path):
+    content = manifest.read(two).moved(two, str(tmp_path))
+    shards = content.split("train")
+    plan = ColumnPlan("selection", "selection", {})
+
+    def keep_every_third(shard, _missing):
+        return {"selection": {"keep": (torch.arange(shard.samples) % 3 == 0).to(torch.uint8)}}
+
+    build_columns(str(tmp_path), [plan], shards, keep_every_third)
+    manifest.write(str(tmp_path), collect(str(tmp_path), [plan], shards, content))
+    config, content = CONFIG.model_copy(update={"batch_size": 1000}), manifest.read(str(tmp_path))
+    rows = calibrate._rows(config, str(tmp_path), content, ["sharp"], torch.Generator())
+    assert {shard.name: sorted(kept.tolist()) for shard, kept in rows} == {
+        shard.name: list(range(0, shard.samples, 3)) for shard in shards
+    }
+
+
 def test_only_the_manifest_changes_and_twice_is_the_same(two, tmp_path):
     first = _run(CONFIG, two, tmp_path / "a")
     assert _run(CONFIG, two, tmp_path / "b") == first
