@@ -14,7 +14,7 @@ from mobileclip.config import Views
 from mobileclip.data.augment import OPS, apply_operation, apply_view, draw_views, magnitude
 from mobileclip.data.columns import ColumnReader, unpack_texts
 from mobileclip.data.images import decode, resize, to_tensor
-from mobileclip.data.order import Place, Steps, place_batch
+from mobileclip.data.order import Place, Rows, Steps, place_batch
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard
@@ -126,7 +126,10 @@ class PairDataset(Dataset[Item]):
             texts["synthetic_text"] = self._synthetic(shard, row, draw)
         if self._recipe.synthetic and self._recipe.mix >= 0:
             texts = {"text": texts["synthetic_text" if rng.random() < self._recipe.mix else "text"]}
-        item: Item = {"image": _extra(_show(image, view, self._recipe.preprocess), self._recipe.extra_augment, rng)}
+        # Draws of its own: a control that reads no synthetic captions sees the same operations.
+        own_rng = _generator(self._recipe.seed, epoch, f"{sample.uid}|extra")
+        pixels = _show(image, view, self._recipe.preprocess)
+        item: Item = {"image": _extra(pixels, self._recipe.extra_augment, own_rng)}
         for name, (column, index, text) in texts.items():
             item[name] = self._tokenize(text)
             kind = _KINDS[name]
@@ -289,21 +292,18 @@ def _columns(manifest: Manifest, recipe: Recipe) -> list[str]:
 
 def _places(
     folder: str, manifest: Manifest, shards: Sequence[Shard], readers: Sequence[ShardReader], recipe: Recipe
-) -> list[tuple[int, int]]:
-    """(shard, row) of every sample that is selected and has the caption field."""
-    found = []
+) -> Rows:
+    """Where the samples lie that are selected and have the caption field."""
+    found: list[tuple[int, np.ndarray | None]] = []
     selected = recipe.selection and manifest.has("selection")
-    for index, (shard, reader) in enumerate(zip(shards, readers, strict=True)):
-        keep: torch.Tensor | None = None
+    for shard, reader in zip(shards, readers, strict=True):
+        keep = np.ones(len(reader), dtype=bool)
         if selected and shard.name in manifest.column("selection").parts:
-            keep = ColumnReader(folder, manifest.column("selection"), shard).all("keep")
-        for row in range(len(reader)):
-            if keep is not None and not keep[row]:
-                continue
-            if recipe.caption_field != "captions" and not _captions(reader.sample(row).metadata, recipe):
-                continue
-            found.append((index, row))
-    return found
+            keep &= ColumnReader(folder, manifest.column("selection"), shard).all("keep").bool().numpy()
+        if recipe.caption_field != "captions":
+            keep &= [bool(_captions(reader.sample(row).metadata, recipe)) for row in range(len(reader))]
+        found.append((len(reader), None if keep.all() else np.flatnonzero(keep).astype(np.int32)))
+    return Rows.of(found)
 
 
 def _embedding(reader: ColumnReader, row: int, index: int) -> torch.Tensor:

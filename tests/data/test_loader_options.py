@@ -59,6 +59,9 @@ def test_extra_augmentation_changes_the_students_pixels_alone(tiny_reinforced, c
         assert equal({k: v for k, v in one.items() if k != "image"}, {k: v for k, v in two.items() if k != "image"})
         assert torch.equal(more[0, row]["image"], two["image"])
     assert changed > 8
+    # The control of plain CLIP reads no synthetic captions and sees the same pixels: their runs stay paired.
+    control = PairDataset(tiny_reinforced, content, replace(recipe, extra_augment=(2, 20), synthetic=(), teachers=()))
+    assert all(torch.equal(control[0, row]["image"], more[0, row]["image"]) for row in range(12))
 
 
 def test_online_teachers_give_the_stored_embeddings(tiny_reinforced, tiny_teachers, content, recipe):
