@@ -3,13 +3,14 @@
 import copy
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from mobileclip.chain import CHAIN
 from mobileclip.config import STAGES, Distill, Params, Prepare, Teacher, TrainTeacher, check_section, read_params
@@ -241,3 +242,23 @@ class TestRender:
         assert all(
             "#" in line or line.endswith(":") for line in lines if line.startswith("  ") and not line.startswith("   ")
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"start_share": 0.5}, "start_share is 0.5 and 'tiny-mci' starts from scratch, want weights whose share stays"),
+        ({"caption_use": "mix", "synthetic": []}, "caption_use is 'mix' and synthetic is empty, want a caption column"),
+        ({"teacher_biases": [-10.0]}, "teacher_biases are given and affinity is 'softmax', but only 'sigmoid' has"),
+    ],
+)
+def test_keys_that_do_nothing_together_are_refused(changes, sentence):
+    with pytest.raises(ValidationError, match=re.escape(sentence)):
+        Distill.model_validate({"model": "tiny-mci"} | changes)
+
+
+@pytest.mark.parametrize("weights", [{"pretrained": "openai"}, {"model": "local-dir:x"}, {"image_weights": "x"}])
+def test_a_share_of_the_start_stays_where_there_are_weights(weights):
+    assert Teacher.model_validate({"start_share": 0.5} | weights).start_share == 0.5
+    with pytest.raises(ValidationError, match=r"start_share is 0\.5 and 'tiny' starts from scratch"):
+        Teacher(start_share=0.5)

@@ -88,9 +88,10 @@ class Teacher(Section):
     """Length and step size."""
 
     @model_validator(mode="after")
-    def _check_dropout(self) -> "Teacher":
+    def _check_keys(self) -> "Teacher":
         if self.dropout and not self.lock:
             raise ValueError("dropout is above 0 and lock is off, but only cached features are dropped")
+        _check_start(self.start_share, self.model, self.pretrained or self.image_weights or self.text_weights)
         return self
 
 
@@ -201,3 +202,17 @@ class Distill(Section):
     """Also train the plain-CLIP control: same student, steps, batches and views, ground-truth captions, lambda 0."""
     seed: NonNegativeInt = 0
     """Seed of weights, order and draws."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "Distill":
+        if self.caption_use == "mix" and not self.synthetic:
+            raise ValueError("caption_use is 'mix' and synthetic is empty, want a caption column to mix in")
+        if self.teacher_biases and self.affinity == "softmax":
+            raise ValueError("teacher_biases are given and affinity is 'softmax', but only 'sigmoid' has biases")
+        _check_start(self.start_share, self.model, self.pretrained)
+        return self
+
+
+def _check_start(share: float, model: str, pretrained: str) -> None:
+    if share and not pretrained and not model.startswith(("hf-hub:", "local-dir:")):
+        raise ValueError(f"start_share is {share:g} and '{model}' starts from scratch, want weights whose share stays")
