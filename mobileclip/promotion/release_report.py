@@ -170,8 +170,8 @@ def _latency(release: Release) -> Markup:
 def _measured(release: Release) -> str:
     metric = release.evidence.results.get("headline", "")
     task, measure = metric_label(metric) if metric else ("", "score")
-    said = f"{measure} ({task[:1].lower()}{task[1:]}) of the student in PyTorch; latency of its fastest exported programs "
-    said += "(each within its error budget), one thread, warm, batch 1, median."
+    what = f"{measure} ({task[:1].lower()}{task[1:]}) of the student in PyTorch"
+    said = f"{what}; its fastest exported programs, each within its error budget, one thread, warm, batch 1, median."
     elsewhere = any(candidate.device for candidate in release.candidates)
     return said + (" Dots that name a device were measured there, on all its backends." if elsewhere else "")
 
