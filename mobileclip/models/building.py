@@ -5,13 +5,14 @@ own (`configs/`), and custom students `timm:IMAGE[@SIZE]+TEXT`: any timm image t
 others.
 """
 
+import contextlib
 import functools
 import gzip
 import itertools
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import timm
 import torch
 from open_clip.factory import get_model_config
 
-from mobileclip.errors import ConfigError
+from mobileclip.errors import ConfigError, DataError
 from mobileclip.models.architectures import own_names, register
 from mobileclip.models.clip import Preprocess
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
@@ -83,6 +84,9 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
     Args:
         config: open_clip's `model_cfg`.
         text_folder: Local Hugging Face folder, where the text tower is one.
+
+    Raises:
+        DataError: The text tower is one of the Hugging Face hub, whose files cannot be had.
     """
     register()
     cfg = deepcopy(config)
@@ -96,7 +100,8 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
     if "repmixer" in cfg["text_cfg"]:
         return clip_with_text_repmixer(cfg).eval()
     if "multimodal_cfg" in cfg:
-        built = open_clip.CoCa(**cfg)
+        with hub_files(cfg["text_cfg"]):
+            built = open_clip.CoCa(**cfg)
         # open_clip 3.3 leaves this one tensor as uninitialized memory; the scale is the one its own init would use.
         torch.nn.init.normal_(built.text_decoder.text_projection, std=built.text_decoder.width**-0.5)
         if "timm_model_name" in cfg["vision_cfg"]:  # open_clip's own tower over a timm trunk gives no tokens
@@ -105,7 +110,8 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
                 embed_dim=cfg["embed_dim"],
             )  # fmt: skip
     else:
-        built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
+        with hub_files(cfg["text_cfg"]):
+            built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
     _fit_size(built.visual, cfg["vision_cfg"].get("image_size"))
     return built.eval()  # type: ignore[no-any-return]
 
@@ -118,13 +124,35 @@ def _fit_size(visual: Any, size: Any) -> None:
         trunk.set_input_size(img_size=(size, size))
 
 
+@contextlib.contextmanager
+def hub_files(text: dict[str, Any]) -> Iterator[None]:
+    """One sentence where transformers finds the files of a text tower or its vocabulary neither off-line nor on-line.
+
+    Args:
+        text: open_clip's `text_cfg`.
+
+    Raises:
+        DataError: They cannot be had.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+        reason = str(error).strip().partition("\n")[0].rstrip(".")[:160]
+        raise DataError(
+            f"model: the text tower needs the Hugging Face files '{name}', which cannot be loaded: {reason}; "
+            "want them in the hub's cache or in a local folder."
+        ) from None
+
+
 def build_tokenizer(config: dict[str, Any], text_folder: Path | None = None) -> Callable[[Sequence[str]], torch.Tensor]:
     """Texts to token ids int64 [batch, context_length], as the text tower of `config` wants them."""
     text = config["text_cfg"]
     length = int(text.get("context_length", 77))
     if "hf_tokenizer_name" in text:
         source = str(text_folder) if text_folder is not None else text["hf_tokenizer_name"]
-        return open_clip.tokenizer.HFTokenizer(source, context_length=length, **text.get("tokenizer_kwargs", {}))  # type: ignore[no-any-return]
+        with hub_files(text):
+            return open_clip.tokenizer.HFTokenizer(source, context_length=length, **text.get("tokenizer_kwargs", {}))  # type: ignore[no-any-return]
     if "multimodal_cfg" in config:
         length = int(config["multimodal_cfg"].get("context_length", length))
     options = dict(text.get("tokenizer_kwargs", {}))
@@ -145,6 +173,7 @@ def _custom(model: str) -> dict[str, Any]:
     image, text = parts["image"], architecture(parts["text"])
     if not timm.is_model(image.split(".")[0]):
         raise ConfigError(f"model: timm has no image tower '{image}', want a name of timm.list_models().")
+    text["text_cfg"].pop("output_tokens", None)  # captioners' text towers give tokens, too; only a decoder wants them
     size = int(parts["size"] or _timm_config(image).size)
     vision = {
         "timm_model_name": image, "timm_model_pretrained": False, "timm_pool": _timm_pool(image), "timm_proj": None,

@@ -22,7 +22,7 @@ from mobileclip import storage
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import hub
 from mobileclip.models.architectures import register
-from mobileclip.models.building import architecture, build, build_tokenizer, default_preprocess
+from mobileclip.models.building import architecture, build, build_tokenizer, default_preprocess, hub_files
 from mobileclip.models.checkpoints import DAMAGE, SUFFIXES, first_line, fit, read
 from mobileclip.models.clip import Clip, Preprocess, image_tensor
 from mobileclip.models.published import (
@@ -71,6 +71,7 @@ def create(model: str, *, text_folder: Path | None = None) -> Clip:
 
     Raises:
         ConfigError: Unknown name, or timm cannot build that image tower at that size.
+        DataError: The text tower is one of the Hugging Face hub, whose files cannot be had.
     """
     config = architecture(model)
     try:
@@ -167,7 +168,7 @@ def save(
     data = save_safetensors(weights)
     sha256 = hashlib.sha256(data).hexdigest()
     config = {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess.as_open_clip()}
-    if "hf_model_name" in clip.config["text_cfg"]:
+    if "hf_model_name" in clip.config["text_cfg"] and clip.folder:  # without one the hub's cache has the files
         for path in sorted(_text_folder(clip).iterdir()):
             if path.suffix in {".json", ".txt"}:  # configuration and vocabulary; the weights are in the checkpoint
                 storage.write_bytes(storage.join(folder, TEXT_FOLDER, path.name), path.read_bytes())
@@ -281,7 +282,9 @@ def _load_published(model: str, pretrained: str, name: str, license_: str) -> Cl
     digest = hashlib.sha256()
     for key, value in sorted(built.state_dict().items()):
         digest.update(key.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return Clip(built, preprocess, open_clip.get_tokenizer(model), config, name, digest.hexdigest(), license_)
+    with hub_files(config["text_cfg"]):
+        tokenizer = open_clip.get_tokenizer(model)
+    return Clip(built, preprocess, tokenizer, config, name, digest.hexdigest(), license_)
 
 
 def _text_folder(clip: Clip) -> Path:
