@@ -11,6 +11,8 @@ from typing import Any
 
 import open_clip
 
+from mobileclip.errors import DataError
+
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 PLAIN: Statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -122,3 +124,44 @@ def statistics_of_file(model: str) -> tuple[Statistics, str] | None:
         return None
     mean, std, interpolation = found.pop()
     return (mean, std), interpolation
+
+
+def quick_gelu_of_file(model: str) -> bool | None:
+    """Whether a local file with weights of architecture `model` was trained with QuickGELU; None where unknown.
+
+    A published variant was not; of another architecture it is known only when all its published weights agree, and do
+    not contradict a configuration that asks for it.
+    """
+    if model in VARIANTS:
+        return False
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    found = {bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)) for tag in tags}
+    if (open_clip.get_model_config(model) or {}).get("quick_gelu", False):
+        found.add(True)
+    return found.pop() if len(found) == 1 else None
+
+
+def known_of_file(model: str, file: str) -> tuple[Statistics, str, bool]:
+    """Normalization, interpolation and QuickGELU of a local file with weights of architecture `model`.
+
+    Args:
+        model: Architecture.
+        file: The file, as the sentence names it.
+
+    Raises:
+        DataError: One of them is not known.
+    """
+    found, quick_gelu = statistics_of_file(model), quick_gelu_of_file(model)
+    if found is None:
+        raise DataError(
+            f"model: nothing says which normalization '{file}' of architecture '{model}' wants; want a local-dir: "
+            "folder with open_clip_config.json whose preprocess_cfg names mean, std and interpolation."
+        )
+    if quick_gelu is None:
+        explicit = f"{model}-quickgelu"
+        choice = f"architecture '{explicit}' where it was, else " if explicit in open_clip.list_models() else ""
+        raise DataError(
+            f"model: nothing says whether '{file}' of architecture '{model}' was trained with QuickGELU; want {choice}"
+            "a local-dir: folder with open_clip_config.json whose model_cfg names quick_gelu."
+        )
+    return *found, quick_gelu

@@ -28,7 +28,7 @@ from mobileclip.models.clip import Clip, Preprocess, image_tensor
 from mobileclip.models.published import (
     APPLE_LICENSE,
     VARIANTS,
-    Statistics,
+    known_of_file,
     license_of,
     statistics_of_file,
     variant_of_hub,
@@ -117,13 +117,13 @@ def load(model: str, *, pretrained: str = "", trained: str = "") -> Clip:
     Args:
         model: `trained:NAME` (folder NAME below `trained`), `trained` (the folder `trained` itself), `local-dir:PATH`,
             `hf-hub:OWNER/NAME`, or a published variant's or open_clip's name with `pretrained`.
-        pretrained: Tag of published weights, or a weights file (path or URI) of an architecture whose normalization is
-            known.
+        pretrained: Tag of published weights, or a weights file (path or URI) of an architecture whose normalization
+            and activation are known.
         trained: Folder or URI that an earlier stage wrote.
 
     Raises:
         ConfigError: The name or tag is unknown, or `trained:` is used without that input.
-        DataError: There is no checkpoint, it does not fit, or nothing says which normalization it wants.
+        DataError: There is no checkpoint, it does not fit, or nothing says which normalization or activation it wants.
     """
     if model == "trained" or model.startswith("trained:"):
         if not trained:
@@ -221,24 +221,16 @@ def _stated_preprocess(raw: dict[str, Any], file: str) -> Preprocess:
 def _load_file(model: str, path: Path, *, license_: str) -> Clip:
     """A lone weights file of a known architecture."""
     config = architecture(model)
-    statistics = _known_statistics(model, path.name)
+    statistics, interpolation, quick_gelu = known_of_file(model, path.name)
+    if quick_gelu != config.get("quick_gelu", False):
+        config["quick_gelu"] = quick_gelu
     read(path)  # a damaged file costs no building
     built = build(config)
     fit(built, path, name=f"'{model}'")
     size = default_preprocess(model, config).size
-    preprocess = Preprocess(size, *statistics[0], statistics[1])
+    preprocess = Preprocess(size, *statistics, interpolation)
     digest = storage.digest_file(path)
     return Clip(built, preprocess, build_tokenizer(config), config, model, digest, license_)
-
-
-def _known_statistics(model: str, file: str) -> tuple[Statistics, str]:
-    found = statistics_of_file(model)
-    if found is None:
-        raise DataError(
-            f"model: nothing says which normalization '{file}' of architecture '{model}' wants; want a local-dir: "
-            f"folder with {CONFIG_FILE} whose preprocess_cfg names mean, std and interpolation."
-        )
-    return found
 
 
 def _load_hub(repository: str) -> Clip:
@@ -248,7 +240,7 @@ def _load_hub(repository: str) -> Clip:
     if config is None and not variant:
         raise DataError(f"model: no {CONFIG_FILE} in 'hf-hub:{repository}', and it is no published variant.")
     if config is None:
-        _known_statistics(variant, f"hf-hub:{repository}")  # before a gigabyte is fetched
+        known_of_file(variant, f"hf-hub:{repository}")  # before a gigabyte is fetched
         weights = hub.weights(repository)
         if weights is None:
             raise DataError(f"model: no weights in 'hf-hub:{repository}'.")
