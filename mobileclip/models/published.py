@@ -69,6 +69,9 @@ VARIANTS: dict[str, Variant] = {
     "MobileCLIP2-L-14": _second("L-14", statistics=OPENAI, interpolation="bicubic"),
 }
 
+# Owners of the hub repositories that open_clip's tags and Apple's README name.
+_PUBLISHERS = ("apple", "timm")
+
 # By the start of a weights tag or the owner of a hub name; a card on the hub that says otherwise comes first.
 _LICENSES = (
     ("datacompdr", APPLE_LICENSE),
@@ -96,11 +99,14 @@ def license_of(name: str) -> str:
 
 
 def variant_of_hub(repository: str) -> str:
-    """Architecture that a hub repository with a lone weights file holds; empty where it is none that is known.
+    """Published architecture that a hub repository of its publishers holds; empty for all others.
 
-    That is a published variant, whichever the owner, or one of Apple's CoCa captioners with open_clip's own context.
+    That is a variant, or one of Apple's CoCa captioners with open_clip's own context. Whoever else takes such a name
+    may have trained anything under it: what counts is what their repository states.
     """
     owner, _, name = repository.rpartition("/")
+    if owner not in _PUBLISHERS:
+        return ""
     name = name.removesuffix("-OpenCLIP")
     if owner == "apple" and name.startswith("mobileclip2_coca_") and name.endswith("context77"):
         return "coca_ViT-L-14"

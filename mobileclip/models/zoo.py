@@ -238,7 +238,7 @@ def _load_hub(repository: str) -> Clip:
     variant, license_ = variant_of_hub(repository), hub.license_of_card(repository)
     config = hub.file(repository, CONFIG_FILE)
     if config is None and not variant:
-        raise DataError(f"model: no {CONFIG_FILE} in 'hf-hub:{repository}', and it is no published variant.")
+        raise DataError(f"model: no {CONFIG_FILE} in 'hf-hub:{repository}', and it is no publisher's variant.")
     if config is None:
         known_of_file(variant, f"hf-hub:{repository}")  # before a gigabyte is fetched
         weights = hub.weights(repository)

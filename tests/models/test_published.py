@@ -320,6 +320,23 @@ class TestHub:
         with pytest.raises(DataError, match=r"'hf-hub:somebody/silent/open_clip_config\.json' lacks 'mean'\.$"):
             zoo.load("hf-hub:somebody/silent")
 
+    def test_a_variants_name_of_another_owner_means_nothing(self, cache, second, tmp_path_factory):
+        pixels = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
+        files = self._tiny(tmp_path_factory.mktemp("tiny"), **pixels)
+        for owner, preprocess in (
+            ("somebody", zoo.Preprocess(64, (0.5,) * 3, (0.25,) * 3, "bicubic")),
+            ("timm", zoo.Preprocess(64, *PLAIN, "bilinear")),  # its table says which
+        ):
+            _cache(cache, f"{owner}/MobileCLIP2-S0", files)
+            assert zoo.load(f"hf-hub:{owner}/MobileCLIP2-S0").preprocess == preprocess
+        silent = self._tiny(tmp_path_factory.mktemp("silent"))
+        _cache(cache, "somebody/MobileCLIP2-S2-OpenCLIP", silent)
+        with pytest.raises(DataError, match=r"'hf-hub:somebody/MobileCLIP2-S2-OpenCLIP/.*' lacks 'mean'\.$"):
+            zoo.load("hf-hub:somebody/MobileCLIP2-S2-OpenCLIP")
+        _cache(cache, "nobody/MobileCLIP2-S0", {"mobileclip2_s0.pt": second[1]})
+        with pytest.raises(DataError, match=r"no open_clip_config\.json in 'hf-hub:nobody/MobileCLIP2-S0', and"):
+            zoo.load("hf-hub:nobody/MobileCLIP2-S0")
+
     def test_apples_repositories_hold_a_lone_file(self, cache, second):
         _cache(cache, "apple/MobileCLIP2-S0", {"mobileclip2_s0.pt": second[1]})
         clip = zoo.load("hf-hub:apple/MobileCLIP2-S0")
