@@ -99,7 +99,7 @@ def models(_: argparse.Namespace) -> int:
     table = Table(*HEADINGS, box=None)
     for row in describe_models():
         table.add_row(*row.cells())
-    Console(width=max(150, Console().width)).print(table)
+    Console(width=max(180, Console().width)).print(table)
     return 0
 
 

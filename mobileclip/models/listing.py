@@ -19,7 +19,7 @@ from mobileclip.models.published import APPLE_LICENSE, OPENAI, PLAIN, VARIANTS, 
 from mobileclip.models.reparameterize import reparameterize
 
 _HERE = Path(__file__).parent
-_FIGURES = 5
+_FIGURES = 6
 _STATISTICS = {PLAIN: "0 / 1", OPENAI: "OpenAI"}
 
 
@@ -33,6 +33,7 @@ class Row:
         text: Parameters of the text tower while training.
         total: Both and the logit scale.
         folded_image: Image tower after reparameterization.
+        folded_text: Text tower after reparameterization.
         folded_total: The model after reparameterization.
         size: Input width and height [pixels].
         context: Tokens.
@@ -47,6 +48,7 @@ class Row:
     text: float
     total: float
     folded_image: float
+    folded_text: float
     folded_total: float
     size: int
     context: int
@@ -61,8 +63,8 @@ class Row:
 
 
 HEADINGS = (
-    "model", "image M", "text M", "total M", "folded image M", "folded total M", "px", "tokens", "mean/std", "resize",
-    "weights", "license",
+    "model", "image M", "text M", "total M", "folded image M", "folded text M", "folded total M", "px", "tokens",
+    "mean/std", "resize", "weights", "license",
 )  # fmt: skip
 
 
@@ -85,9 +87,9 @@ def describe(name: str) -> Row:
     counts = [math.nan] * _FIGURES if config["text_cfg"].get("hf_model_name") == "text" else _remembered(config)
     variant = VARIANTS.get(name)
     statistics = _STATISTICS.get((preprocess.mean, preprocess.std), "own")
-    image, text, total, folded_image, folded_total = counts
+    image, text, total, folded_image, folded_text, folded_total = counts
     return Row(
-        name, image, text, total, folded_image, folded_total, preprocess.size,
+        name, image, text, total, folded_image, folded_text, folded_total, preprocess.size,
         int(config["text_cfg"].get("context_length", 77)), statistics, preprocess.interpolation, _weights(variant),
         APPLE_LICENSE if variant else "",
     )  # fmt: skip
@@ -121,13 +123,16 @@ def _remembered(config: dict[str, Any]) -> list[float]:
 
 
 def _count(config: dict[str, Any]) -> list[float]:
-    """Millions of parameters: image, text, total, folded image, folded total."""
+    """Millions of parameters: image, text, total, then the same folded."""
     with torch.device("meta"):
         model: Any = zoo.build(config)
         folded: Any = reparameterize(model)
+    return [*_parts(model), *_parts(folded)]
+
+
+def _parts(model: Any) -> list[float]:
     image, total = _millions(model.visual), _millions(model)
-    scales = model.logit_scale.numel() / 1e6
-    return [image, total - image - scales, total, _millions(folded.visual), _millions(folded)]
+    return [image, total - image - model.logit_scale.numel() / 1e6, total]
 
 
 def _millions(module: torch.nn.Module) -> float:

@@ -66,7 +66,13 @@ class TestTable:
         assert counts["MobileCLIP2-S4"] == (321.785, 321.570)
         assert counts["MobileCLIP-B"] == (86.349, 86.349)
         # 42,441,216 parameters in the published file; folding leaves two kernels of 11 and two biases of 512 channels.
-        assert rows["MobileCLIP-S0"].text * 1e6 == pytest.approx(42_441_216)
+        first = rows["MobileCLIP-S0"]
+        assert first.text * 1e6 == pytest.approx(42_441_216)
+        # Of each mixer: three norms of 2 x 512 and a scale of 512 go, a bias of 512 comes.
+        assert (first.text - first.folded_text) * 1e6 == pytest.approx(2 * (3 * 1024 + 512 - 512))
+        assert rows["MobileCLIP2-S0"].folded_text == rows["MobileCLIP2-S0"].text
+        for row in (first, rows["MobileCLIP2-S0"]):
+            assert row.folded_total == pytest.approx(row.folded_image + row.folded_text, abs=1e-5)
 
     def test_input_and_license_columns(self, rows):
         s0, s4, large = (rows[name] for name in ("MobileCLIP2-S0", "MobileCLIP2-S4", "MobileCLIP2-L-14"))
