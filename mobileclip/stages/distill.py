@@ -53,8 +53,7 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str, teachers: str
         metrics |= {f"{name}/{k}": v for k, v in last.items() if k == "loss" or k.startswith("validation/")}
     if join().main:
         write_history(out, list(results.values()))
-        count = config.training.steps * config.training.batch_size
-        write_timings(out, results, dict.fromkeys(results, count))
+        write_timings(out, results)
         for name in runs:
             checkpoint.remove(checkpoints(storage.join(out, name)))
     return metrics

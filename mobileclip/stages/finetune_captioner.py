@@ -97,7 +97,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     if held_out:
         _write_report(out, metrics, samples, held_out, tracker)
     write_history(out, list(results.values()))
-    write_timings(out, results, {p.name: p.training.steps * p.training.batch_size for p in _phases(config)})
+    write_timings(out, results)
     for phase in _phases(config):
         checkpoint.remove(checkpoints(storage.join(out, phase.name)))
     return metrics

@@ -55,8 +55,7 @@ def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: 
             log_history(tracker, result)
     if join().main:
         write_history(out, list(results.values()))
-        samples = {t.name: t.training.steps * t.training.batch_size for t in config.teachers}
-        write_timings(out, results, samples)
+        write_timings(out, results)
         for teacher in config.teachers:
             checkpoint.remove(checkpoints(storage.join(out, teacher.name)))
     return metrics

@@ -71,7 +71,8 @@ def train_captioner(
         set_grad_checkpointing(clip.model)
     return train(
         clip.model, objective, source, config,
-        key=run_key(key, config, title), folder=checkpoints(folder), title=title, validate=validate, report=report,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, total=total,
+        validate=validate, report=report,
     )  # fmt: skip
 
 

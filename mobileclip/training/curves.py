@@ -32,13 +32,16 @@ def write_history(folder: str, histories: Sequence[Result]) -> None:
     storage.write_bytes(storage.join(folder, "history.jsonl"), "".join(lines).encode())
 
 
-def write_timings(folder: str, results: Mapping[str, Result], samples: Mapping[str, int]) -> None:
-    """Write `timings.json`: seconds, share of waiting for data, samples per second, and both by point of the curve."""
+def write_timings(folder: str, results: Mapping[str, Result]) -> None:
+    """Write `timings.json`: seconds, share of waiting for data, samples per second, and both by point of the curve.
+
+    Of a resumed run since it was resumed.
+    """
     rows = {
         name: {
             "seconds": round(r.seconds, 3),
             "wait_share": round(r.wait_seconds / max(r.seconds, 1e-9), 4),
-            "samples_per_second": round(samples[name] / max(r.seconds, 1e-9), 2),
+            "samples_per_second": round(r.samples / max(r.seconds, 1e-9), 2),
             "points": [{k: round(v, 4) for k, v in speed.items()} for speed in r.speeds],
         }
         for name, r in results.items()

@@ -52,7 +52,7 @@ def train_heads(
 
     return train(
         heads, Objective(encode, criterion), cached_pairs(image, text, owners, total=total, own=own, seed=seed), config,
-        key=run_key(key, config, title), folder=checkpoints(folder), title=title, report=report,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, total=total, report=report,
     )  # fmt: skip
 
 
@@ -60,6 +60,10 @@ def cached_pairs(
     image: Tensor, text: Tensor, owners: Tensor, *, total: int, own: slice, seed: int
 ) -> Callable[[int, int], Iterator[Batch]]:
     """Batches of images without repetition, each with one of its texts, as a function of the first and last step.
+
+    Every step draws anew from all images: none comes twice in a batch, but steps are independent of each other, so that
+    an image may be in neighboring steps or in none of them, and there are no epochs. A batch depends on seed and step
+    alone, which a resumed run gets again.
 
     Args:
         image: One row per image.

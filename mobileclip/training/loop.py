@@ -18,7 +18,7 @@ from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.checkpoint import Snapshot
 from mobileclip.training.objective import Batch, Features, Losses, Objective, backward
-from mobileclip.training.optimizer import create_optimizer, learning_rate
+from mobileclip.training.optimizer import create_optimizer, learning_rate, update_mean
 from mobileclip.training.world import World, join
 
 __all__ = ["Batch", "BatchSource", "Objective", "Report", "Result", "train"]
@@ -40,6 +40,7 @@ class Result:
 
     Attributes:
         history: Points of the learning curve: step, samples, losses, logit scale, gradient norm, validation scores.
+        samples: Of all processes in this run; those before a resume are not among them.
         seconds: Wall time of this process.
         wait_seconds: Of it, waiting for data.
         speeds: Per point the step, samples per second and the share of waiting since the point before: they differ
@@ -47,6 +48,7 @@ class Result:
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
+    samples: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
     speeds: list[dict[str, float]] = field(default_factory=list)
@@ -62,6 +64,7 @@ class _Run:
     world: World
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    total: int
     key: str
     folder: str
     title: str
@@ -79,6 +82,7 @@ def train(
     key: str,
     folder: str,
     title: str,
+    total: int = 0,
     validate: Callable[[], dict[str, float]] | None = None,
     report: Report | None = None,
 ) -> Result:
@@ -94,20 +98,23 @@ def train(
         key: Digest of all that decides the result: names the run in its checkpoint.
         folder: Where checkpoints go, below it in a folder of this run.
         title: Name of the run in progress bar and history.
+        total: Rows of the whole batch, where the data have fewer than `Training.batch_size`; 0 = that many.
         validate: Called at every point in eval mode on the first process; its scores join the history. The first of
             them chooses the best weights, see `Training.keep_weights`.
         report: Called on the first process with every point as it comes, and the speed since the one before; of a
             resumed run with the earlier points first.
 
     Raises:
-        ConfigError: There are fewer samples in a step than processes times parts.
+        ConfigError: There are fewer rows in a step than processes times parts.
         MobileClipError: The loss is not finite: the sentence names the step.
     """
     world = join()
-    _check(config, world, validate)
+    total = total or config.batch_size
+    _check(config, total, world, validate)
     model.to(world.device)
     run = _start(
-        model, objective, config, world, key=key, folder=checkpoint.of_run(folder, key), title=title, validate=validate,
+        model, objective, config, world, total=total, key=key, folder=checkpoint.of_run(folder, key), title=title,
+        validate=validate,
         report=report if report is not None and world.main else lambda _: None,
     )  # fmt: skip
     for point in run.state.history:
@@ -119,6 +126,7 @@ def train(
     best = world.same(_best(run.state.history, config))
     if best:
         model.load_state_dict(checkpoint.load_best(run.folder, best))
+        world.wait()  # the first process removes the checkpoints of a complete stage, others may still be reading
     elif run.state.mean:
         model.load_state_dict(run.state.mean)
     model.eval().to("cpu")
@@ -139,13 +147,13 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
         batch = {name: value.to(run.world.device) for name, value in next(feed).items()}
         waited += time.perf_counter() - before
         losses, features, norm = _step(run, batch, step)
-        _update_mean(state.mean, run.model, config.ema_decay, step)
+        update_mean(state.mean, run.model, config.ema_decay, step)
         done = step + 1
-        state.step, state.samples = done, done * config.batch_size
+        state.step, state.samples = done, done * run.total
         if done % config.log_every == 0 or done == config.steps:
             _add_point(run, batch, losses, features, norm)
             steps = done - max(first, (done - 1) // config.log_every * config.log_every)
-            result.speeds.append(_speed(done, steps * config.batch_size, since, waited))
+            result.speeds.append(_speed(done, steps * run.total, since, waited))
             run.report(state.history[-1] | result.speeds[-1])
             progress.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
             result.wait_seconds += waited
@@ -153,13 +161,15 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
             _save(run)
     result.wait_seconds += waited
+    result.samples = (config.steps - first) * run.total
 
 
-def _check(config: Training, world: World, validate: object) -> None:
-    if config.batch_size < world.size * config.accumulate:
+def _check(config: Training, total: int, world: World, validate: object) -> None:
+    if total < world.size * config.accumulate:
+        held = f" of {total} samples" if total < config.batch_size else ""
         raise ConfigError(
-            f"training.batch_size: got {config.batch_size}, want at least {world.size * config.accumulate}: one sample "
-            f"for each of {world.size} processes times training.accumulate {config.accumulate}."
+            f"training.batch_size: got {config.batch_size}{held}, want at least {world.size * config.accumulate}: one "
+            f"sample for each of {world.size} processes times training.accumulate {config.accumulate}."
         )
     if config.keep_weights == "best" and validate is None:
         raise ConfigError("training.keep_weights: got 'best', but there is no validation split to choose by.")
@@ -245,19 +255,6 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
         with torch.no_grad():
             scale.clamp_(0, _MAX_LOG_SCALE)
     return losses, features, float(norm)
-
-
-def _update_mean(mean: dict[str, torch.Tensor], model: nn.Module, decay: float, step: int) -> None:
-    if not mean:
-        return
-    # Early on a long memory would hold the random start: the usual ramp of (1 + step) / (10 + step).
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.dtype.is_floating_point:
-                mean[name].lerp_(value.detach(), 1 - decay)
-            else:
-                mean[name].copy_(value)
 
 
 def _add_point(run: _Run, batch: Batch, losses: Losses, features: Features, norm: float) -> None:

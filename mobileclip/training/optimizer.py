@@ -29,3 +29,17 @@ def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
     start = config.warmup_steps + config.constant_steps
     share = max(0, step - start) / max(1, steps - start)
     return config.lr_end + (config.lr - config.lr_end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def update_mean(mean: dict[str, torch.Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Move the running mean of the weights, where there is one, towards the weights after `step`."""
+    if not mean:
+        return
+    # Early on a long memory would hold the random start: the usual ramp of (1 + step) / (10 + step).
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.dtype.is_floating_point:
+                mean[name].lerp_(value.detach(), 1 - decay)
+            else:
+                mean[name].copy_(value)

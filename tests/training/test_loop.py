@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from mobileclip.config import Optimizer, Training
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.training import checkpoint
-from mobileclip.training.loop import Objective, train
+from mobileclip.training.curves import write_timings
+from mobileclip.training.loop import Objective, Result, train
 
 OPTIMIZER = Optimizer(lr=0.02, lr_end=0.001, warmup_steps=3, weight_decay=0.1)
 CONFIG = Training(
@@ -65,14 +66,12 @@ def _loader(last_batches: list[int] | None = None):
     return source
 
 
-def _run(model, folder, *, config=CONFIG, key="key", loss=None, validate=None, source=None):
+def _run(model, folder, *, config=CONFIG, key="key", loss=None, source=None, **options):
     def plain(batch):
         return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
 
     objective = Objective(encode=loss or plain, criterion=lambda features, _: features)
-    return train(
-        model, objective, source or _loader(), config, key=key, folder=str(folder), title="net", validate=validate
-    )
+    return train(model, objective, source or _loader(), config, key=key, folder=str(folder), title="net", **options)
 
 
 def _files(folder):
@@ -388,6 +387,26 @@ def test_float16_scales_gradients_and_resumes_its_scale(tmp_path):
     found = _run(again, tmp_path / "broken", config=config, loss=loss(again))
     assert found.history == expected.history
     assert _equal(again, whole)
+
+
+def test_a_batch_of_all_samples_counts_those_there_are(tmp_path):
+    """Eight rows a step are asked for, the data have five: the curve and the checkpoints count five."""
+    found = _run(_model(), tmp_path, total=5)
+    assert [point["samples"] for point in found.history] == [5 * step for step in range(1, 13)]
+    assert found.samples == 60
+    config = CONFIG.model_copy(update={"accumulate": 6})
+    match = r"^training\.batch_size: got 8 of 5 samples, want at least 6: one sample for each of 1 processes "
+    with pytest.raises(ConfigError, match=match):
+        _run(_model(), tmp_path, config=config, total=5)
+
+
+def test_the_speed_of_a_resumed_run_is_that_of_what_it_did_itself(tmp_path):
+    _killed_after(7, _model(), tmp_path / "run")
+    found = _run(_model(), tmp_path / "run")
+    assert found.samples == (12 - 5) * 8
+    assert found.history[-1]["samples"] == 12 * 8
+    write_timings(str(tmp_path), {"net": Result(found.history, samples=56, seconds=7.0)})
+    assert json.loads((tmp_path / "timings.json").read_text())["net"]["samples_per_second"] == 8.0
 
 
 @pytest.mark.parametrize(
