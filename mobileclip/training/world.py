@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from mobileclip.errors import ConfigError
 from mobileclip.parallel import Task, process_count, run_all
 
 logger = logging.getLogger(__name__)
+
+# The first process validates, scores and writes while the others wait for it in a collective: with many pictures that
+# takes longer than nccl's default of 10 minutes. Where a process dies, torchrun ends the others at once.
+_TIMEOUT = timedelta(hours=4)
 
 _BUCKET_ELEMENTS = 8 << 20  # gradients travel in flat pieces of 32 MB: few large messages instead of one per tensor
 
@@ -114,7 +119,8 @@ def join() -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=_TIMEOUT)
         atexit.register(_leave)
     logger.info("training: process %d of %d on %s", rank, size, device)
     return World(rank, size, device)

@@ -1,6 +1,7 @@
 """Steps that must come out the same on one process and on two; as a script, one process of `torchrun`."""
 
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +9,12 @@ from safetensors.torch import save_file
 
 from mobileclip.config import Training
 from mobileclip.models import zoo
+from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.captioning import coca_objective
 from mobileclip.training.contrastive import Projected, Reinforcement, clip_objective
 from mobileclip.training.loop import train
-from mobileclip.training.objective import backward
+from mobileclip.training.objective import Objective, backward
 from mobileclip.training.world import World, join
 from tests.training import towers
 
@@ -111,9 +113,42 @@ def dropped(world: World, folder: str) -> torch.Tensor:
     return torch.stack(seen)
 
 
+def best(world: World, folder: str) -> torch.Tensor:
+    """Weights of the best of two points, which the first process removes at once while another is late to read them."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    scores = iter((2.0, 1.0))
+    if not world.main:
+        read = checkpoint.load_best
+
+        def late(*arguments):
+            time.sleep(1)
+            return read(*arguments)
+
+        checkpoint.load_best = late
+    config = Training(
+        steps=2, batch_size=world.size, log_every=1, checkpoint_every=0, keep_weights="best",
+    )  # fmt: skip
+    train(
+        model, Objective(lambda batch: {"y": model(batch["x"])}, lambda features, _: {"loss": features["y"].sum()}),
+        lambda first, last: iter([{"x": torch.ones(1, 2)}] * (last - first)), config,
+        key="best", folder=folder, title="best", validate=lambda: {"score": next(scores)},
+    )  # fmt: skip
+    if world.main:
+        checkpoint.remove(folder)
+    return model.weight.detach()
+
+
+def timeout() -> torch.Tensor:
+    """Seconds after which a process that waits for the others gives up."""
+    group = torch.distributed.distributed_c10d._get_default_group()
+    return torch.tensor(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+
+
 if __name__ == "__main__":
     world = join()
     results = {f"{name}|{key}": value for name, case in CASES.items() for key, value in step(case, world).items()}
     results |= {f"captioner {n}|{key}": v for n in (1, 2) for key, v in captioner_step(world, chunks=n).items()}
     results |= {f"dropped|{n}": dropped(world, f"{sys.argv[1]}/checkpoint") for n in ("once", "again")}
+    results |= {"best|weight": best(world, f"{sys.argv[1]}/best/checkpoint"), "timeout|seconds": timeout()}
     save_file({k: v.contiguous() for k, v in results.items()}, f"{sys.argv[1]}/{world.rank}.safetensors")

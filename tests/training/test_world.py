@@ -68,6 +68,21 @@ def test_processes_drop_different_features_and_the_same_ones_again(together):
             assert abs(float((both[one] == both[other]).float().mean()) - 0.5) < 0.05
 
 
+def test_the_best_weights_are_read_before_they_are_removed(together):
+    """The second process reads a second late: both have what the first point left, and none failed."""
+    torch.manual_seed(0)
+    start = torch.nn.Linear(2, 1).weight.detach()
+    first, second = (found["best|weight"] for found in together)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, start)
+
+
+def test_processes_wait_for_hours_for_the_first_one(together):
+    """Its scores and captions between two steps may take longer than the 10 minutes that are nccl's default."""
+    for found in together:
+        assert float(found["timeout|seconds"]) >= 2 * 3600
+
+
 def test_the_cases_differ_and_the_batch_is_more_than_its_parts():
     """Loss by halves is not the loss of the whole: else the comparison above would prove nothing."""
     case = CASES["reinforced"]
