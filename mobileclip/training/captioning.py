@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from mobileclip.config import Training
 from mobileclip.data.loader import PairDataset, Recipe
@@ -65,7 +66,7 @@ def train_captioner(
         source = frozen.source(dataset, total=total, own=world.rows(total), seed=seed)
     objective = coca_objective(
         clip, world, total=total, caption_weight=caption_weight, contrastive_weight=contrastive_weight,
-        dropout=frozen.dropout if frozen is not None else 0.0,
+        dropout=frozen.dropout if frozen is not None else 0.0, compiled=config.compile,
     )  # fmt: skip
     if config.grad_checkpointing:
         set_grad_checkpointing(clip.model)
@@ -77,8 +78,9 @@ def train_captioner(
 
 
 def coca_objective(
-    clip: Clip, world: World, *, total: int, caption_weight: float, contrastive_weight: float, dropout: float = 0.0
-) -> Objective:
+    clip: Clip, world: World, *, total: int, caption_weight: float, contrastive_weight: float, dropout: float = 0.0,
+    compiled: bool = False,
+) -> Objective:  # fmt: skip
     """The captioner's loss in two halves.
 
     Args:
@@ -88,6 +90,7 @@ def coca_objective(
         caption_weight: Weight of the captioning loss.
         contrastive_weight: Weight of the contrastive loss; at 0 it is not computed.
         dropout: Share of a frozen trunk's `features` that is dropped in training.
+        compiled: Compile both towers; the multimodal decoder, whose length changes from batch to batch, is not.
 
     Returns:
         Of batches with `image` uint8 [batch, 3, size, size], or `features` [batch, places, channels] of a frozen trunk,
@@ -95,10 +98,20 @@ def coca_objective(
         (weighted sum), `caption` (cross-entropy per token in nats, padding ignored), `contrastive`.
     """
     model: Any = clip.model
+    encode_image, encode_text = model._encode_image, model._encode_text  # noqa: SLF001 - the only way to the tokens
+    if compiled:
+        encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
+
+    def see(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Unit-norm embedding and tokens, from pixels or from what the frozen trunk saw in them."""
+        if "features" not in batch:
+            return encode_image(image_tensor(batch["image"], clip.preprocess))  # type: ignore[no-any-return]
+        embedding, tokens = model.visual.from_features(drop(batch["features"], dropout, training=model.training))
+        return functional.normalize(embedding, dim=-1), tokens
 
     def encode(batch: Batch) -> Features:
-        image_features, image_tokens = _encode_image(clip, batch, dropout)
-        text_features, text_tokens = model._encode_text(batch["text"])  # noqa: SLF001
+        image_features, image_tokens = see(batch)
+        text_features, text_tokens = encode_text(batch["text"])
         summed, _ = caption_loss(model, image_tokens, text_tokens, batch["text"])
         found = {"caption": summed.reshape(1)}  # one row per part of the batch
         return found | ({"image": image_features, "text": text_features} if contrastive_weight else {})
@@ -117,16 +130,6 @@ def coca_objective(
     return Objective(encode, criterion)
 
 
-def _encode_image(clip: Clip, batch: Batch, dropout: float) -> tuple[Tensor, Tensor]:
-    """Unit-norm embedding and tokens, from pixels or from what the frozen trunk saw in them."""
-    model: Any = clip.model
-    if "features" in batch:
-        embedding, tokens = model.visual.from_features(drop(batch["features"], dropout, training=model.training))
-        return functional.normalize(embedding, dim=-1), tokens
-    found: tuple[Tensor, Tensor] = model._encode_image(image_tensor(batch["image"], clip.preprocess))  # noqa: SLF001 - the only way to the tokens
-    return found
-
-
 def caption_loss(model: Any, image_tokens: Tensor, text_tokens: Tensor, text: Tensor) -> tuple[Tensor, int]:
     """Teacher-forced cross-entropy of the next token, summed, and the number of tokens.
 
@@ -142,8 +145,13 @@ def caption_loss(model: Any, image_tokens: Tensor, text_tokens: Tensor, text: Te
     labels, known = labels[:, :length], known[:, :length]
     decoder = model.text_decoder
     x, mask = text_tokens[:, :length], decoder.attn_mask[:length, :length]
-    for block, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
-        x = cross(block(x, attn_mask=mask), k_x=image_tokens, v_x=image_tokens)
+
+    def layer(block: Any, cross: Any, x: Tensor) -> Tensor:
+        return cross(block(x, attn_mask=mask), k_x=image_tokens, v_x=image_tokens)  # type: ignore[no-any-return]
+
+    for pair in zip(decoder.resblocks, decoder.cross_attn, strict=True):
+        # The decoder's own forward, which would look at this, is not called.
+        x = checkpoint(layer, *pair, x, use_reentrant=False) if decoder.grad_checkpointing else layer(*pair, x)
     logits = decoder.ln_final(x)[known] @ decoder.text_projection
     return functional.cross_entropy(logits, labels[known], reduction="sum"), int(known.sum())
 

@@ -74,6 +74,47 @@ def test_loss_counts_every_word_and_the_end_but_no_padding(clip):
     assert summed.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_checkpointing_reaches_the_multimodal_decoder_and_changes_no_gradient(clip):
+    """Fewer activations wait for the backward pass than in a plain one; its gradients are equal to the last bit."""
+    batch = _batch(clip)
+    with torch.no_grad():
+        image_tokens = clip.model._encode_image(zoo.image_tensor(batch["image"], clip.preprocess).double())[1]
+        text_tokens = clip.model._encode_text(batch["text"])[1]
+    decoder = clip.model.text_decoder
+    kept, gradients = [], []
+    for on in (False, True):
+        decoder.set_grad_checkpointing(on)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.numel()) or x, lambda x: x):
+            summed, _ = caption_loss(clip.model, image_tokens, text_tokens, batch["text"])
+        parameters = [p for block in (*decoder.resblocks, *decoder.cross_attn) for p in block.parameters()]
+        gradients.append(torch.autograd.grad(summed, parameters))
+        kept.append(sum(sizes))
+    decoder.set_grad_checkpointing(False)
+    assert kept[1] < 0.5 * kept[0]
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.slow
+def test_compiled_towers_compute_the_same():
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        made = zoo.create("tiny-coca")
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        objective = coca_objective(
+            made, World(), total=4, caption_weight=2.0, contrastive_weight=1.0, compiled=compiled
+        )  # fmt: skip
+        batch = _batch(made)
+        losses = objective.criterion(objective.encode(batch), batch)
+        losses["loss"].backward()
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == compiled
+        found.append((float(losses["loss"].detach()), made.model.text.token_embedding.weight.grad))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
+
+
 def test_context_of_the_architecture_is_the_tokenizers():
     config = json.loads((CONFIGS / "tiny-coca.json").read_text())
     assert zoo.create("tiny-coca").tokenizer(["x"]).shape == (1, config["multimodal_cfg"]["context_length"])
