@@ -28,7 +28,7 @@ from mobileclip.models.trunk import TrunkTower, load_trunk
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.captioning import caption_validation, train_captioner
-from mobileclip.training.contrastive import checkpoints
+from mobileclip.training.contrastive import FREE, checkpoints
 from mobileclip.training.curves import reporter, write_history, write_timings
 from mobileclip.training.frozen import FrozenTrunk, freeze_trunk
 from mobileclip.training.loop import Result
@@ -39,6 +39,7 @@ from mobileclip.training.world import join
 _VIEWS = Views(num_views=1, scale_min=0.9, rand_augment_ops=0)
 _BATCH = 32
 _SHOWN = 20
+_OWN_OF_A_PHASE = {"pretrain", "pretrain_field", "finetune", "finetune_field"}
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,13 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         results[phase.name] = _train(phase, clip, frozen, config, data, content, out, tracker)
         last = results[phase.name].history[-1]
         metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
-        if held_out and join().main:
+        if join().main and phase.name == "finetune":  # before it is scored, so that a fault there costs no training
+            zoo.save(out, clip, license=license_, card=_card(config, content))
+        if join().main and held_out:
             scores, shown[phase.name] = _score(clip, held_out, config)
             metrics |= {f"{phase.name}/validation/{name}": value for name, value in scores.items()}
     if not join().main:
         return metrics
-    zoo.save(out, clip, license=license_, card=_card(config, content))
     samples = [_sample_row(sample, config, shown, place) for place, sample in enumerate(held_out[:_SHOWN])]
     storage.write_bytes(storage.join(out, "samples.json"), (json.dumps(samples, indent=1) + "\n").encode())
     if held_out:
@@ -163,11 +165,22 @@ def _train(
     return train_captioner(
         clip, PairDataset(data, content, recipe), phase.training,
         caption_weight=config.caption_weight, contrastive_weight=config.contrastive_weight, seed=config.seed,
-        key={"data": content.digest(), "config": config.model_dump(mode="json"), "image_weights": config.image_weights},
+        key=_key(phase, clip, config, content),
         folder=storage.join(out, phase.name), title=phase.name,
         validate=caption_validation(clip, data, content, caption_field=phase.field),
         report=reporter(tracker), frozen=frozen,
     )  # fmt: skip
+
+
+def _key(phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, content: Manifest) -> dict[str, Any]:
+    """All that decides a phase but its own `Training`: of the fine-tuning the pre-training before it, too."""
+    phases = _phases(config)
+    before = phases[: phases.index(phase)]
+    return {
+        "data": content.digest(), "start": clip.sha256, "field": phase.field,
+        "config": config.model_dump(mode="json", exclude=_OWN_OF_A_PHASE | {"held_out_samples"}),
+        "before": [(p.field, p.training.model_dump(mode="json", exclude=FREE)) for p in before],
+    }  # fmt: skip
 
 
 def _held_out(config: FinetuneCaptioner, data: str, content: Manifest) -> list[Sample]:
@@ -178,6 +191,8 @@ def _held_out(config: FinetuneCaptioner, data: str, content: Manifest) -> list[S
 
 def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> tuple[dict[str, float], list[Any]]:
     """Scores of one greedy caption per held-out image, and for those shown that caption with two drawn ones."""
+    device = join().device
+    clip.model.to(device)
     length = context_length(clip)
     greedy = Sampling("greedy", min_tokens=1, max_tokens=length)
     drawn = Sampling("top_p", min_tokens=1, max_tokens=length)
@@ -187,10 +202,10 @@ def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> 
     captions: list[str] = []
     for start in tqdm(range(0, len(samples), _BATCH), desc="held-out captions", unit="batch", disable=None):
         part = slice(start, start + _BATCH)
-        images = zoo.image_tensor(pixels[part], clip.preprocess)
+        images = zoo.image_tensor(pixels[part].to(device), clip.preprocess)
         rows = write_captions(clip, images, uids[part], num_captions=1, sampling=greedy, seed=config.seed)
         captions += [row[0] for row in rows]
-    images = zoo.image_tensor(pixels[:_SHOWN], clip.preprocess)
+    images = zoo.image_tensor(pixels[:_SHOWN].to(device), clip.preprocess)
     draws = write_captions(clip, images, uids[:_SHOWN], num_captions=2, sampling=drawn, seed=config.seed)
     references = [_references(sample, config) for sample in samples]
     quality = assess(

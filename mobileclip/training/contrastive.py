@@ -23,7 +23,7 @@ _KINDS = {"text": "text", "synthetic_text": "synthetic"}
 # What SigLIP starts from (arXiv 2303.15343, section 3.2).
 _SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10.0), -10.0
 # Keys of `Training` that change no result: a run goes on under other ones.
-_FREE = {"workers", "checkpoint_every", "keep_checkpoints", "resume"}
+FREE = {"workers", "checkpoint_every", "keep_checkpoints", "resume"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def checkpoints(folder: str) -> str:
 
 def run_key(key: Mapping[str, Any], config: Training, title: str) -> str:
     """Digest of all that decides a run."""
-    return spec_digest({**key, "training": config.model_dump(mode="json", exclude=_FREE), "title": title})
+    return spec_digest({**key, "training": config.model_dump(mode="json", exclude=FREE), "title": title})
 
 
 def set_grad_checkpointing(model: Any) -> None:

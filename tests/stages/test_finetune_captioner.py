@@ -20,7 +20,7 @@ from mobileclip.report import LogTracker
 from mobileclip.stages import finetune_captioner
 from mobileclip.training.captioning import coca_objective
 from mobileclip.training.frozen import freeze_trunk
-from mobileclip.training.world import join
+from mobileclip.training.world import World, join
 from tests.stages import shapes
 
 
@@ -100,7 +100,7 @@ def test_greedy_captions_of_trained_weights_equal_open_clip(trained, data):
         assert torch.equal(ours[:, 0], theirs)
 
 
-def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
+def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch, caplog):
     short = FinetuneCaptioner(
         pretrain=_training(4, checkpoint_every=2), finetune=_training(4, checkpoint_every=2), held_out_samples=2
     )
@@ -124,7 +124,64 @@ def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeyp
     monkeypatch.undo()
     assert list(tmp_path.glob("cut/finetune/checkpoint/*/step-000000002/state.json"))
     assert not (tmp_path / "cut/model.json").exists()
+    # What decides no result may change meanwhile, in both phases: the fine-tuning goes on from its second step.
+    free = {"workers": 1, "checkpoint_every": 1, "keep_checkpoints": 3}
+    changes = {name: getattr(short, name).model_copy(update=free) for name in ("pretrain", "finetune")}
+    short = short.model_copy(update={**changes, "held_out_samples": 3})
+    caplog.set_level("INFO", "mobileclip.training")
     assert weights("cut") == whole
+    assert [r.getMessage() for r in caplog.records if "goes on" in r.getMessage()] == [
+        "pretrain: goes on from step 2", "finetune: goes on from step 2",
+    ]  # fmt: skip
+
+
+def test_what_decides_a_phase_names_it(data):
+    """The fine-tuning is another one after another pre-training; the pre-training is the same before either."""
+    clip, content = zoo.create("tiny-coca"), manifest.read(data)
+
+    def keys(**changes):
+        config = CONFIG.model_copy(update=changes)
+        return [finetune_captioner._key(phase, clip, config, content) for phase in finetune_captioner._phases(config)]
+
+    pretrain, finetune = keys()
+    for changes in ({"pretrain": _training(41)}, {"pretrain_field": "descriptions"}):
+        assert keys(**changes)[1] != finetune
+    assert keys(finetune=_training(81)) == [pretrain, finetune]  # a phase's own `Training` is added by the loop's key
+    assert keys(finetune_field="captions")[0] == pretrain
+    for changes in ({"caption_weight": 1.0}, {"lock": True}, {"seed": 1}, {"dropout": 0.5}):
+        assert all(new != old for new, old in zip(keys(**changes), (pretrain, finetune), strict=True))
+
+
+def test_the_weights_are_saved_before_they_are_scored(data, tmp_path, monkeypatch):
+    """A fault while captions are generated costs no training."""
+    short = FinetuneCaptioner(pretrain=_training(1), finetune=_training(1), held_out_samples=2)
+    scored = iter(range(2))
+    score = finetune_captioner._score
+
+    def fault(*args):
+        if next(scored):
+            raise KeyboardInterrupt
+        return score(*args)
+
+    monkeypatch.setattr(finetune_captioner, "_score", fault)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_captioner.run(short, out=str(tmp_path), tracker=LogTracker(), data=data)
+    assert zoo.load("trained", trained=str(tmp_path)).card["stage"] == "finetune_captioner"
+
+
+def test_captions_are_scored_on_the_device_of_the_process(data, monkeypatch):
+    """No other device but torch's `meta` is everywhere: model and pictures meet there."""
+    clip = zoo.create("tiny-coca")
+    samples = list(read_samples(data, manifest.read(data), "validation"))[:2]
+
+    def see(clip, images, *_, **__):
+        assert images.device.type == next(clip.model.parameters()).device.type == "meta"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune_captioner, "join", lambda: World(device=torch.device("meta")))
+    monkeypatch.setattr(finetune_captioner, "write_captions", see)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_captioner._score(clip, samples, CONFIG)
 
 
 def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, data, tmp_path):
