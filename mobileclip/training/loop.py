@@ -13,10 +13,11 @@ from torch import nn
 from tqdm import tqdm
 
 from mobileclip.config import Training
-from mobileclip.errors import ConfigError, MobileClipError
+from mobileclip.errors import MobileClipError
 from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.checkpoint import Snapshot
+from mobileclip.training.checks import check, warn
 from mobileclip.training.objective import Batch, Features, Losses, Objective, backward
 from mobileclip.training.optimizer import create_optimizer, learning_rate, update_mean
 from mobileclip.training.world import World, join
@@ -110,7 +111,9 @@ def train(
     """
     world = join()
     total = total or config.batch_size
-    _check(config, total, world, validate)
+    check(config, total=total, world=world, validated=validate is not None)
+    if world.main:
+        warn(config, model)
     model.to(world.device)
     run = _start(
         model, objective, config, world, total=total, key=key, folder=checkpoint.of_run(folder, key), title=title,
@@ -162,17 +165,6 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
             _save(run)
     result.wait_seconds += waited
     result.samples = (config.steps - first) * run.total
-
-
-def _check(config: Training, total: int, world: World, validate: object) -> None:
-    if total < world.size * config.accumulate:
-        held = f" of {total} samples" if total < config.batch_size else ""
-        raise ConfigError(
-            f"training.batch_size: got {config.batch_size}{held}, want at least {world.size * config.accumulate}: one "
-            f"sample for each of {world.size} processes times training.accumulate {config.accumulate}."
-        )
-    if config.keep_weights == "best" and validate is None:
-        raise ConfigError("training.keep_weights: got 'best', but there is no validation split to choose by.")
 
 
 def _start(model: nn.Module, objective: Objective, config: Training, world: World, **given: Any) -> _Run:
