@@ -278,6 +278,15 @@ def parse(data: bytes, *, name: str = FILE_NAME) -> Contract:
         raise IntegrityError(f"{name}: {place}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
+def listed(data: bytes) -> list[str]:
+    """Paths of all programs and files that a contract of any version lists; none where it is no contract."""
+    try:
+        raw = json.loads(data)
+        return [inside(file["path"]) for file in (*raw["programs"], *raw["files"])]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []
+
+
 def schema() -> bytes:
     """JSON Schema of the contract, for readers in other languages."""
     return (json.dumps(Contract.model_json_schema(), indent=1, sort_keys=True) + "\n").encode()

@@ -1,5 +1,6 @@
 """export: write the student's towers for the phone runtimes, prove each in its runtime, publish with a contract."""
 
+import fnmatch
 import functools
 import itertools
 import json
@@ -155,21 +156,22 @@ def _time(
 
 def _publish(out: str, folder: Path, agreed: Contract) -> None:
     """Copy the files, then the contract that makes them an export; drop what an earlier export left."""
-    kept = {contract.FILE_NAME, *(file.path for file in (*agreed.programs, *agreed.files))}
-    if not storage.is_s3(out) and (Path(out) / contract.FILE_NAME).is_file():
-        _drop_stale(Path(out), kept)
+    _drop_stale(out, folder, agreed)
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != contract.FILE_NAME):
         storage.write_bytes(storage.join(out, path.relative_to(folder).as_posix()), path.read_bytes())
     storage.write_bytes(storage.join(out, contract.FILE_NAME), agreed.to_bytes())
 
 
-def _drop_stale(out: Path, kept: set[str]) -> None:
-    earlier = contract.read(out)
-    for file in (*earlier.programs, *earlier.files):
-        if file.path not in kept:
-            (out / file.path).unlink(missing_ok=True)
-    for path in out.glob(bundle.PATTERN):
-        path.unlink()
+def _drop_stale(out: str, folder: Path, agreed: Contract) -> None:
+    """Remove what an earlier export listed and this one does not, its bundle, and the packages to be written again."""
+    earlier = storage.join(out, contract.FILE_NAME)
+    left = contract.listed(storage.read_bytes(earlier)) if storage.exists(earlier) else []
+    bundles = fnmatch.filter(storage.list_names(out), bundle.PATTERN) if left else []
+    paths = [file.path for file in (*agreed.programs, *agreed.files)]
+    # A package's digest is of all files in it: one more, of a run that was killed for example, would break it.
+    packages = [path for path in paths if (folder / path).is_dir()]
+    for path in sorted({*left, *bundles} - {*paths} | {*packages}):
+        storage.delete_tree(storage.join(out, path))
 
 
 def _json(value: Any) -> bytes:

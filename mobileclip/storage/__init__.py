@@ -22,8 +22,9 @@ from mobileclip.storage.local import digest_file
 from mobileclip.storage.s3 import bucket_key
 
 __all__ = [
-    "delete", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names", "list_sizes",
-    "local_copy", "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative", "write_bytes",
+    "delete", "delete_tree", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names",
+    "list_sizes", "local_copy", "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative",
+    "write_bytes",
 ]  # fmt: skip
 
 
@@ -145,6 +146,16 @@ def delete(uri: str | Path) -> None:
         Path(uri).unlink(missing_ok=True)
         return
     s3.delete(str(uri))
+
+
+def delete_tree(uri: str | Path) -> None:
+    """Remove a file or object, or a folder or prefix with all that lies below; nothing there is fine, too."""
+    if not is_s3(uri) and Path(uri).is_dir() and not Path(uri).is_symlink():
+        shutil.rmtree(uri)
+        return
+    delete(uri)
+    for name in list_files(uri) if is_s3(uri) else []:
+        delete(join(uri, name))
 
 
 def list_names(uri: str | Path) -> list[str]:

@@ -18,6 +18,7 @@ from mobileclip.formats import bundle, contract, prompt_bank, runtime, tokenizer
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import export
+from tests import s3
 from tests.models.perturbed import patterned_images, perturbed_clip
 
 SECTION = Export(samples=6, latency_runs=2)
@@ -138,16 +139,56 @@ export.run(Export(samples=6, latency_runs=0), out=out, tracker=LogTracker(), stu
 def test_another_process_gives_the_same_bytes_and_drops_what_is_stale(exported, data, student, tmp_path, request):
     out, _ = exported
     before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
-    stale = out / "image.float16.onnx"
+    stale, package = out / "image.float16.onnx", out / "image.float16.mlpackage"
     stale.write_bytes(b"old")
+    (package / "Data").mkdir(parents=True)
+    (package / "Data" / "weights.bin").write_bytes(b"old")
     old = contract.read(out)
-    files = [*old.files, contract.describe(stale, root=out)]
+    files = [*old.files, *(contract.describe(path, root=out) for path in (stale, package))]
     (out / contract.FILE_NAME).write_bytes(old.model_copy(update={"files": files}).to_bytes())
     command = [sys.executable, "-c", _AGAIN, str(out), str(student), str(data)]
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(request.config.rootpath)}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     after = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
     assert before == after
+    assert not package.exists()
+
+
+@pytest.fixture(params=["local", "s3"])
+def out(request, tmp_path, monkeypatch):
+    if request.param == "local":
+        return str(tmp_path / "out")
+    s3.use(monkeypatch, MOBILECLIP_CACHE=str(tmp_path / "cache"))
+    return s3.bucket(f"export-{tmp_path.name.replace('_', '-').lower()}"[:63].rstrip("-")) + "/out"
+
+
+def test_packages_are_replaced_whole(exported, out, tmp_path):
+    """A file that an earlier package held, or a killed export left in it, would break the digest of the new one."""
+
+    def publish(*names):
+        folder = tmp_path / "-".join(names)
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(name.encode())
+        files = [contract.describe(path, root=folder) for path in sorted(folder.iterdir())]
+        agreed = contract.read(exported[0]).model_copy(update={"programs": [], "files": files})
+        export._publish(out, folder, agreed)
+        return agreed
+
+    publish("image.mlpackage/Manifest.json", "image.mlpackage/Data/old.bin", "text.mlpackage/a", "text.onnx")
+    storage.write_bytes(storage.join(out, "mobileclip-tiny-mci-1.zip"), b"old")
+    storage.write_bytes(storage.join(out, "image.mlpackage/Data/killed.bin"), b"left")
+    storage.write_bytes(storage.join(out, "timings.json"), b"{}")
+    record = storage.join(out, contract.FILE_NAME)
+    # A contract of another version says as well what it left.
+    raw = json.loads(storage.read_bytes(record)) | {"schema_version": 0}
+    storage.write_bytes(record, json.dumps(raw).encode())
+    agreed = publish("image.mlpackage/Manifest.json", "text.onnx")
+    assert storage.list_files(out) == [contract.FILE_NAME, "image.mlpackage/Manifest.json", "text.onnx", "timings.json"]
+    with storage.fetched(out) as root:
+        for file in agreed.files:
+            contract.check(root, file)
 
 
 def test_missed_budget_publishes_nothing(data, student, tmp_path):
