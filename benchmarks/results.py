@@ -245,7 +245,7 @@ def _draw_differences(lines: Sequence[tuple[str, np.ndarray]]) -> bytes:
     axes.set_yticks(range(len(lines)), [name for name, _ in lines])
     axes.invert_yaxis()
     axes.axvline(0, color="gray", linewidth=1)
-    axes.set_xlabel("difference in recall at 10, artist never seen, seen concepts [points]")
+    axes.set_xlabel("difference in recall at 10, seen concepts [points]")
     return to_png(figure)
 
 
