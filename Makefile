@@ -53,7 +53,7 @@ results: setup  ## Train the study of docs/results.md, plain against reinforced:
 	$(RUN) python -m examples.emoji --out data/raw/emoji
 	$(RUN) mobileclip run --params params/results.yaml --root runs/results --source data/raw/emoji --towers data/raw/emoji/towers --to calibrate
 	$(RUN) python -m benchmarks.step_cost --root runs/results
-	$(STUDY) --other-seeds 0 --ablation-seeds 0
+	$(STUDY) --other-seeds 0 --longer-seeds 0 --ablation-seeds 0
 
 ablations: results  ## Train its other variants and the ablations: hours, goes on where it was stopped
 	mkdir -p runs/counts && cp -r $(addprefix runs/results/,prepare train_teacher filter finetune_captioner) runs/counts
