@@ -106,7 +106,8 @@ def _remembered(config: dict[str, Any]) -> list[float]:
 
     Building all models takes a minute; the key holds everything that decides the figures.
     """
-    code = [(_HERE / name).read_text() for name in ("architectures.py", "text_repmixer.py", "reparameterize.py")]
+    names = ("architectures.py", "text_repmixer.py", "reparameterize.py", "listing.py")
+    code = [(_HERE / name).read_text() for name in names]
     versions = [version(name) for name in ("torch", "timm", "open_clip_torch")]
     key = hashlib.sha256(json.dumps([config, code, versions], sort_keys=True).encode()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobileclip" / "parameters"
@@ -127,16 +128,12 @@ def _count(config: dict[str, Any]) -> list[float]:
     with torch.device("meta"):
         model: Any = zoo.build(config)
         folded: Any = reparameterize(model)
-    return [*_parts(model), *_parts(folded)]
+    return [count / 1e6 for count in (*_parts(model), *_parts(folded))]
 
 
-def _parts(model: Any) -> list[float]:
-    image, total = _millions(model.visual), _millions(model)
-    return [image, total - image - model.logit_scale.numel() / 1e6, total]
-
-
-def _millions(module: torch.nn.Module) -> float:
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+def _parts(model: Any) -> tuple[int, int, int]:
+    image, total = (sum(parameter.numel() for parameter in part.parameters()) for part in (model.visual, model))
+    return image, total - image - model.logit_scale.numel(), total
 
 
 def _cell(value: str | float) -> str:
