@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Kind = Literal["array", "picture"]
-BATCH = "batch"
+ANY_ROWS = "batch"
 
 
 class Record(BaseModel):

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from mobileclip.config import Export
 from mobileclip.formats.contract import Tower
-from mobileclip.formats.interface import TensorSpec
+from mobileclip.formats.interface import ANY_ROWS, TensorSpec
 from mobileclip.formats.proof import Reference, encode_in_batches, relative_error
 from mobileclip.formats.runtime import filled, load_program
 from mobileclip.formats.towers import ImageTower
@@ -95,15 +95,17 @@ class Written:
 
 
 def trace(module: nn.Module, example: torch.Tensor, *, batch: int) -> ExportedProgram:
-    """The common source of the formats: the tower as a `torch.export` program (torch's ONNX exporter makes its own).
+    """The common source of all formats: the tower as a `torch.export` program.
 
     Args:
         module: A tower of `mobileclip.formats.towers`, or a rewrite of one.
-        example: Rows of input.
-        batch: Rows per call.
+        example: Rows of input; two or more where any number may come, so that theirs is not taken for a constant.
+        batch: Rows per call; 0 = any.
     """
     with torch.no_grad():
-        return torch.export.export(module, (example[:batch],))
+        if batch:
+            return torch.export.export(module, (example[:batch],))
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim(ANY_ROWS)},))
 
 
 def parts(tower: nn.Module) -> nn.Module:

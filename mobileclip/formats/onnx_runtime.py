@@ -8,7 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
-from mobileclip.formats.interface import BATCH, Port
+from mobileclip.formats.interface import ANY_ROWS, Port
 from mobileclip.formats.runtime import Encoder, Floats, refusal
 
 _ERRORS = (
@@ -56,7 +56,7 @@ def open_program(path: Path, threads: int) -> Encoder:
 def _port(value: Any) -> Port:
     rows, *rest = value.shape
     kind = _TYPES.get(value.type, str(value.type))
-    return Port(str(value.name), kind, (rows if isinstance(rows, int) else BATCH, *rest))
+    return Port(str(value.name), kind, (rows if isinstance(rows, int) else ANY_ROWS, *rest))
 
 
 _TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
