@@ -7,7 +7,7 @@ The operations themselves are in `coreml_operations`.
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,35 @@ def open_program(path: Path, threads: int) -> Encoder:
         DataError: It is no package, or its interface is not a tower's.
     """
     del threads
-    program, description = _read(path)
+    program, description = read(path)
     tower, shape = _interface(path, program, description)
-    function = program.functions["main"]
     scale = 255.0 if tower == "image" else 1.0  # the contract's pixels are 0-1, a picture's are 0-255
+    execute = executor(program.functions["main"], tower, f"{tower}_features", scale=scale)
+    return Encoder(tower, path, shape[1:], execute, shape[0])
+
+
+def executor(function: Any, given: str, result: str, *, scale: float = 1.0) -> Callable[[NDArray[np.generic]], Floats]:
+    """A MIL function of one input as a Python function.
+
+    Args:
+        function: Of coremltools' loader.
+        given: Name of its input.
+        result: Name of its output.
+        scale: Factor of an input of floats.
+    """
 
     @torch.no_grad()
     def execute(rows: NDArray[np.generic]) -> Floats:
-        given = torch.from_numpy(np.ascontiguousarray(rows))
-        values = evaluate(function, {tower: given.float() * scale if tower == "image" else given.to(torch.int32)})
-        return values[f"{tower}_features"].float().numpy()
+        values = torch.from_numpy(np.ascontiguousarray(rows))
+        values = values.float() * scale if values.is_floating_point() else values.to(torch.int32)
+        return evaluate(function, {given: values})[result].float().numpy()
 
-    return Encoder(tower, path, shape[1:], execute, shape[0])
+    return execute
 
 
 def operations(path: Path) -> list[str]:
     """The types of a package's operations, in order, constants left out."""
-    program, _ = _read(path)
+    program, _ = read(path)
     return [op.op_type for op in program.functions["main"].operations if op.op_type != "const"]
 
 
@@ -98,8 +110,16 @@ def _type(var: Any) -> torch.dtype:
     return _TYPES[types.builtin_to_string(var.dtype)]  # all whole-number types share one __name__
 
 
-def _read(path: Path) -> tuple[Any, Any]:
-    """The MIL program of a package and the description of its interface."""
+def read(path: Path, *, name: str = "") -> tuple[Any, Any]:
+    """The MIL program of a package and the description of its interface.
+
+    Args:
+        path: The package.
+        name: What errors call it; empty = by its own name.
+
+    Raises:
+        DataError: It is no package.
+    """
     with _quiet():
         from coremltools import utils
         from coremltools.converters.mil.frontend.milproto.load import load
@@ -109,8 +129,8 @@ def _read(path: Path) -> tuple[Any, Any]:
             weights = path / "Data" / "com.apple.CoreML" / "weights"
             return load(spec, spec.specificationVersion, str(weights)), spec.description
         except Exception as error:  # noqa: BLE001 - the loader raises what its parts raise
-            name = type(error).__name__
-            raise DataError(f"programs: '{path.name}' is no readable Core ML package: {name}.") from None
+            kind = type(error).__name__
+            raise DataError(f"programs: '{name or path.name}' is no readable Core ML package: {kind}.") from None
 
 
 def _interface(path: Path, program: Any, description: Any) -> tuple[str, tuple[int, ...]]:
