@@ -20,6 +20,7 @@ from mobileclip.formats.job import Job, Written, trace
 from mobileclip.formats.quiet import no_logging
 
 BATCH = 1
+SMALLEST = 2048  # weights; smaller tensors stay as they are when weights are quantized
 _TARGET = "iOS17"
 
 
@@ -40,7 +41,7 @@ def write(job: Job) -> Written:
 
         model = _convert(trace(job.module, job.example, batch=BATCH), job)
         if job.precision == "int8_weights":
-            terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=_SMALLEST)
+            terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
             model = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=terms))
         model.short_description = f"{job.names[1]} of a MobileCLIP student"
         model.save(str(job.path))
@@ -105,4 +106,3 @@ def quiet() -> Iterator[None]:
 
 
 _DATE = "com.github.apple.coremltools.conversion_date"
-_SMALLEST = 2048  # weights; smaller tensors stay as they are

@@ -1,4 +1,4 @@
-"""ExecuTorch programs for Core ML: float32 and float16, the whole tower in one call of the delegate.
+"""ExecuTorch programs for Core ML: float32, float16 and int8 weights, the whole tower in one call of the delegate.
 
 executorch's own partitioner and coremltools lower them on any x86 system; what a phone gets is a Core ML package inside
 of the program.
@@ -21,9 +21,11 @@ from mobileclip.formats import coreml, executorch_payload
 from mobileclip.formats.digests import digest
 from mobileclip.formats.executorch_payload import METADATA, PACKAGE
 from mobileclip.formats.job import Job, Written, trace
+from mobileclip.formats.tables import with_int8_table
 
 BATCH = 1
 _TARGET = "iOS17"
+_QUANTIZER = {"mode": "linear_symmetric", "weight_threshold": coreml.SMALLEST}
 
 
 def versions() -> dict[str, str]:
@@ -55,8 +57,11 @@ def _lower(job: Job, compute: str) -> EdgeProgramManager:
     terms = CoreMLBackend.generate_compile_specs(
         minimum_deployment_target=getattr(coremltools.target, _TARGET),
         compute_precision=coremltools.precision(compute),
+        op_linear_quantizer_config=_QUANTIZER if job.precision == "int8_weights" else None,
     )
-    source = trace(job.module, job.example, batch=BATCH)
+    # The backend's own quantizer leaves the token table out.
+    module = with_int8_table(job.module) if job.precision == "int8_weights" else job.module
+    source = trace(module, job.example, batch=BATCH)
     return to_edge_transform_and_lower(source, partitioner=[CoreMLPartitioner(compile_specs=terms)])
 
 

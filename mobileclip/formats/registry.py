@@ -60,7 +60,8 @@ FORMATS: dict[str, Format] = {
             # On the platforms where its Core ML backend is to be had, executorch itself asks for coremltools.
             "executorch_coreml", ".coreml.pte", "executorch_coreml", "executorch_coreml_interpreter", "executorch",
             ("executorch", "torchao", "coremltools"),
-            {"image": ("float32", "float16"), "text": ("float32", "float16")}, executed=False, batch=1,
+            {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
+            executed=False, batch=1,
         ),
         Format(
             "litert", ".tflite", "litert", "litert_runtime", "litert", ("ai_edge_litert",),
