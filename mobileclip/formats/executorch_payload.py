@@ -40,9 +40,9 @@ def unpack(payload: bytes) -> dict[str, bytes]:
     """
     try:
         table = payload[-_LARGEST_TABLE:][::-1].decode("latin-1")
-        nodes = json.JSONDecoder().raw_decode(table)[0]["nodes"]
-        files: dict[str, bytes] = {}
-        _take(nodes, len(nodes) - 1, PurePosixPath(), payload, files)
+        found, length = json.JSONDecoder().raw_decode(table)
+        nodes, files = found["nodes"], dict[str, bytes]()
+        _take(nodes, len(nodes) - 1, PurePosixPath(), memoryview(payload)[:-length], files)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(f"the delegate's payload is no folder of files ({type(error).__name__}).") from None
     return files
@@ -78,7 +78,7 @@ def _by_first_part(files: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
     return below
 
 
-def _take(nodes: list[Any], index: int, above: PurePosixPath, payload: bytes, files: dict[str, bytes]) -> None:
+def _take(nodes: list[Any], index: int, above: PurePosixPath, data: memoryview, files: dict[str, bytes]) -> None:
     """Read a node and all below it, each once."""
     node, nodes[index] = nodes[index], None
     path = above / node["name"]
@@ -86,11 +86,11 @@ def _take(nodes: list[Any], index: int, above: PurePosixPath, payload: bytes, fi
         raise ValueError(f"got the name {node['name']!r}")
     if node["kind"] == _FILE:
         offset, size = int(node["dataRegion"]["offset"]), int(node["dataRegion"]["size"])
-        if not 0 <= offset <= offset + size <= len(payload):
-            raise ValueError(f"got {size} bytes at {offset} of {len(payload)}")
-        files[path.as_posix()] = payload[offset : offset + size]
+        if not 0 <= offset <= offset + size <= len(data):
+            raise ValueError(f"got {size} bytes at {offset} of {len(data)}")
+        files[path.as_posix()] = bytes(data[offset : offset + size])
         return
     for child in node["children"].values():
         if not 0 <= child < index:
             raise ValueError(f"got the child {child} of node {index}")
-        _take(nodes, child, path, payload, files)
+        _take(nodes, child, path, data, files)

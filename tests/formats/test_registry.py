@@ -50,7 +50,7 @@ def test_missing_package_is_reported_with_the_install_line():
 
 
 def test_unknown_suffix():
-    known = r"\.aimodel, \.mlpackage, \.onnx, \.pte, \.tflite"
+    known = r"\.aimodel, \.coreml\.pte, \.mlpackage, \.onnx, \.pte, \.tflite"
     with pytest.raises(DataError, match=rf"'x\.exe' is of no known format, want {known}"):
         registry.opener(Path("x.exe"))
 
