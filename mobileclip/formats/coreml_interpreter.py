@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
 from mobileclip.formats.coreml_operations import OPERATIONS, Tensor
+from mobileclip.formats.interface import Port
 from mobileclip.formats.quiet import no_logging
 from mobileclip.formats.runtime import Encoder, Floats
 
@@ -33,27 +34,25 @@ def open_program(path: Path, threads: int) -> Encoder:
     """
     del threads
     program, description = read(path)
-    tower, shape = _interface(path, program, description)
-    scale = 255.0 if tower == "image" else 1.0  # the contract's pixels are 0-1, a picture's are 0-255
-    execute = executor(program.functions["main"], tower, f"{tower}_features", scale=scale)
-    return Encoder(tower, path, shape[1:], execute, shape[0])
+    given, result = _interface(path, program.functions["main"], description)
+    return Encoder(path, given, result, executor(program.functions["main"], given, result))
 
 
-def executor(function: Any, given: str, result: str, *, scale: float = 1.0) -> Callable[[NDArray[np.generic]], Floats]:
-    """A MIL function of one input as a Python function.
+def executor(function: Any, given: Port, result: Port) -> Callable[[NDArray[np.generic]], Floats]:
+    """A MIL function as a Python function.
 
     Args:
         function: Of coremltools' loader.
-        given: Name of its input.
-        result: Name of its output.
-        scale: Factor of an input of floats.
+        given: Its only input.
+        result: The output that is asked for.
     """
+    number = torch.int32 if given.dtype == "int32" else torch.float32
+    scale = 255 if given.kind == "picture" else 1  # pixels come in 0-1
 
     @torch.no_grad()
     def execute(rows: NDArray[np.generic]) -> Floats:
-        values = torch.from_numpy(np.ascontiguousarray(rows))
-        values = values.float() * scale if values.is_floating_point() else values.to(torch.int32)
-        return evaluate(function, {given: values})[result].float().numpy()
+        taken = torch.from_numpy(np.ascontiguousarray(rows)).to(number) * scale
+        return evaluate(function, {given.name: taken})[result.name].float().numpy()
 
     return execute
 
@@ -133,18 +132,47 @@ def read(path: Path, *, name: str = "") -> tuple[Any, Any]:
             raise DataError(f"programs: '{name or path.name}' is no readable Core ML package: {kind}.") from None
 
 
-def _interface(path: Path, program: Any, description: Any) -> tuple[str, tuple[int, ...]]:
-    """Tower and input shape; input and output must be those of the contract."""
+def _interface(path: Path, function: Any, description: Any) -> tuple[Port, Port]:
+    """Input and output of a tower, under the contract's names."""
     given, results = list(description.input), list(description.output)
     tower = given[0].name if len(given) == 1 else ""
     if tower not in {"image", "text"} or [out.name for out in results] != [f"{tower}_features"]:
         names = [*(g.name for g in given), *(r.name for r in results)]
         raise DataError(f"programs: '{path.name}' has inputs and outputs {names}, want one tower's.")
-    kind = given[0].type.WhichOneof("Type")
-    if kind != ("imageType" if tower == "image" else "multiArrayType"):
-        raise DataError(f"programs: '{path.name}' takes {kind} as {tower}, want a picture or token ids.")
-    shape = tuple(int(size) for size in program.functions["main"].inputs[tower].shape)
-    return tower, shape
+    return ports(path, function, description)
+
+
+def ports(path: Path, function: Any, description: Any) -> tuple[Port, Port]:
+    """The first input and output as a package describes them to an app, which its program must agree with.
+
+    Raises:
+        DataError: It does not, or they are neither picture nor array.
+    """
+    found = _port(path, description.input[0]), _port(path, description.output[0])
+    inside = {name: tuple(int(size) for size in given.shape) for name, given in function.inputs.items()}
+    computed = {out.name: tuple(int(size) for size in out.shape) for out in function.outputs}
+    for port, shapes in zip(found, (inside, computed), strict=True):
+        if port.shape != shapes.get(port.name):
+            shape = shapes.get(port.name)
+            raise DataError(f"programs: '{path.name}' describes {port}, but its program has the shape {shape}.")
+    return found
+
+
+def _port(path: Path, feature: Any) -> Port:
+    """One input or output of a package's description."""
+    kind = feature.type.WhichOneof("Type")
+    if kind == "imageType":
+        picture = feature.type.imageType
+        color = picture.ColorSpace.Name(picture.colorSpace)
+        if color != "RGB" or picture.WhichOneof("SizeFlexibility"):
+            raise DataError(f"programs: '{path.name}' takes a {color} picture as {feature.name}, want RGB of one size.")
+        return Port(feature.name, "uint8", (1, 3, int(picture.height), int(picture.width)), "picture")
+    if kind != "multiArrayType":
+        raise DataError(f"programs: '{path.name}' has {kind} as {feature.name}, want a picture or an array.")
+    array = feature.type.multiArrayType
+    return Port(
+        feature.name, array.ArrayDataType.Name(array.dataType).lower(), tuple(int(size) for size in array.shape)
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

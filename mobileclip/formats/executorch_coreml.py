@@ -20,10 +20,9 @@ from mobileclip.errors import ExportError
 from mobileclip.formats import coreml, executorch_payload
 from mobileclip.formats.digests import digest
 from mobileclip.formats.executorch_payload import METADATA, PACKAGE
-from mobileclip.formats.job import Job, Written, trace
+from mobileclip.formats.job import Job, Written
 from mobileclip.formats.tables import with_int8_table
 
-BATCH = 1
 _TARGET = "iOS17"
 _QUANTIZER = {"mode": "linear_symmetric", "weight_threshold": coreml.SMALLEST}
 
@@ -46,7 +45,7 @@ def write(job: Job) -> Written:
         for module in get_lowered_backend_modules(edge.exported_program().graph_module):
             _make_reproducible(module)
         job.path.write_bytes(edge.to_executorch().buffer)
-    return Written({"backend": "coreml", "batch": BATCH, "target": _TARGET, "compute": compute}, figures)
+    return Written({"backend": "coreml", "batch": job.batch, "target": _TARGET, "compute": compute}, figures)
 
 
 def _lower(job: Job, compute: str) -> EdgeProgramManager:
@@ -61,8 +60,7 @@ def _lower(job: Job, compute: str) -> EdgeProgramManager:
     )
     # The backend's own quantizer leaves the token table out.
     module = with_int8_table(job.module) if job.precision == "int8_weights" else job.module
-    source = trace(module, job.example, batch=BATCH)
-    return to_edge_transform_and_lower(source, partitioner=[CoreMLPartitioner(compile_specs=terms)])
+    return to_edge_transform_and_lower(job.traced(module), partitioner=[CoreMLPartitioner(compile_specs=terms)])
 
 
 def _figures(job: Job, edge: EdgeProgramManager) -> dict[str, float]:

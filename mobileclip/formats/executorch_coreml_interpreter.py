@@ -18,6 +18,7 @@ from executorch.exir.schema import DelegateCall, ExecutionPlan, Tensor
 from mobileclip.errors import DataError
 from mobileclip.formats import coreml_interpreter, executorch_payload
 from mobileclip.formats.executorch_payload import METADATA
+from mobileclip.formats.interface import Port
 from mobileclip.formats.runtime import Encoder, refusal
 
 BACKEND = "CoreMLBackend"
@@ -36,13 +37,14 @@ def open_program(path: Path, threads: int) -> Encoder:
     """
     del threads
     plan, payload = _program(path)
-    given, result = _whole(path, plan)
+    given, result = _ports(path, *_whole(path, plan))
     files = _files(path, payload)
     program, description = _package(path, files)
-    names = _names(path, files, description)
-    tower = _interface(path, (given, result), description)
-    execute = coreml_interpreter.executor(program.functions["main"], *names)
-    return Encoder(tower, path, tuple(given.sizes[1:]), execute, given.sizes[0])
+    _check_names(path, files, description)
+    function = program.functions["main"]
+    inside = coreml_interpreter.ports(path, function, description)
+    _check_interface(path, (given, result), inside)
+    return Encoder(path, given, result, coreml_interpreter.executor(function, *inside))
 
 
 def _program(path: Path) -> tuple[ExecutionPlan, bytes]:
@@ -91,8 +93,8 @@ def _package(path: Path, files: Mapping[str, bytes]) -> tuple[Any, Any]:
         return coreml_interpreter.read(executorch_payload.write(files, Path(name)), name=path.name)
 
 
-def _names(path: Path, files: Mapping[str, bytes], description: Any) -> tuple[str, str]:
-    """Names of the package's input and output, as the delegate finds them."""
+def _check_names(path: Path, files: Mapping[str, bytes], description: Any) -> None:
+    """The delegate finds the package's input and output by the names that lie beside it."""
     try:
         raw = json.loads(files[METADATA])
         named = [list(raw["inputNames"]), list(raw["outputNames"])]
@@ -101,32 +103,29 @@ def _names(path: Path, files: Mapping[str, bytes], description: Any) -> tuple[st
     there = [[one.name for one in description.input], [one.name for one in description.output]]
     if named != there or [len(names) for names in named] != [1, 1]:
         raise DataError(f"programs: '{path.name}' names {named} in its payload, whose package has {there}.")
-    return named[0][0], named[1][0]
 
 
-def _interface(path: Path, tensors: tuple[Tensor, Tensor], description: Any) -> str:
-    """The tower; the program's tensors must be its own, and the package's of the same shapes and kinds.
+def _ports(path: Path, given: Tensor, result: Tensor) -> tuple[Port, Port]:
+    """Input and output of the program; it has no names for them, so they get the contract's."""
+    types = [_TYPES.get(tensor.scalar_type, tensor.scalar_type.name) for tensor in (given, result)]
+    tower = "text" if types[0] == "int32" else "image"
+    ports = Port(tower, types[0], tuple(given.sizes)), Port(f"{tower}_features", types[1], tuple(result.sizes))
+    if (types[0], len(given.sizes)) not in _INPUTS or (types[1], len(result.sizes)) != ("float32", 2):
+        raise DataError(f"programs: '{path.name}' takes {ports[0]} and gives {ports[1]}, want one tower's.")
+    return ports
 
-    Core ML may give its output in float16: the delegate converts it.
-    """
-    given, result = tensors
-    tower = _TOWERS.get((given.scalar_type, len(given.sizes)), "")
-    if not tower or result.scalar_type != ScalarType.FLOAT or len(result.sizes) != 2:
+
+def _check_interface(path: Path, program: tuple[Port, Port], package: tuple[Port, Port]) -> None:
+    """What the program hands over is what the package takes, and back; the delegate converts an output in float16."""
+    given, result = package
+    same = [port.shape for port in program] == [port.shape for port in package]
+    if not same or (given.dtype, given.kind) != (program[0].dtype, "array") or result.dtype not in _RESULTS:
         raise DataError(
-            f"programs: '{path.name}' takes {given.scalar_type.name} {given.sizes} and gives "
-            f"{result.scalar_type.name} {result.sizes}, want one tower's."
+            f"programs: '{path.name}' hands {program[0]} to Core ML and wants {program[1]}, but its package takes "
+            f"{given} and gives {result}."
         )
-    inside = (description.input[0].type.multiArrayType, description.output[0].type.multiArrayType)
-    kinds = [kind.ArrayDataType.Name(kind.dataType) for kind in inside]
-    same = [list(kind.shape) for kind in inside] == [list(tensor.sizes) for tensor in tensors]
-    if not same or kinds[0] != _KINDS[tower] or kinds[1] not in {"FLOAT32", "FLOAT16"}:
-        shapes = [f"{name} {list(kind.shape)}" for name, kind in zip(kinds, inside, strict=True)]
-        raise DataError(
-            f"programs: '{path.name}' hands {given.sizes} to Core ML and wants {result.sizes}, but its package takes "
-            f"{shapes[0]} and gives {shapes[1]}."
-        )
-    return tower
 
 
-_TOWERS = {(ScalarType.FLOAT, 4): "image", (ScalarType.INT, 2): "text"}
-_KINDS = {"image": "FLOAT32", "text": "INT32"}
+_TYPES = {ScalarType.FLOAT: "float32", ScalarType.INT: "int32"}
+_INPUTS = {("float32", 4), ("int32", 2)}
+_RESULTS = {"float32", "float16"}

@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
 
 def write(job: Job) -> Written:
     """Write one program; an int8 one over its budget gets its worst layers back in float32."""
-    settings = {"opset": job.config.opset, "batch": job.config.batch or "any"}
+    settings = {"opset": job.config.opset, "batch": job.batch or "any"}
     if job.precision not in {"int8", "int8_static"}:
         save(_plain(job), job.path)
         return Written(settings)
@@ -74,7 +74,7 @@ def _float32(job: Job) -> onnx.ModelProto:
 
 
 def _exported(job: Job, module: nn.Module) -> onnx.ModelProto:
-    return export(module, example=job.example, names=job.names, opset=job.config.opset, batch=job.config.batch)
+    return export(module, example=job.example, names=job.names, opset=job.config.opset, batch=job.batch)
 
 
 def _mixed(job: Job, layers: Sequence[str], quantized: Callable[[Sequence[str]], onnx.ModelProto]) -> Choice:

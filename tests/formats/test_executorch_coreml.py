@@ -23,6 +23,8 @@ from mobileclip.formats.executorch_payload import METADATA, PACKAGE
 from mobileclip.formats.job import Job, trace
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.formats import fixed_batch
+from tests.formats.conftest import ports
 
 pytestmark = pytest.mark.slow
 
@@ -95,8 +97,7 @@ def test_same_bytes_again_on_another_day(written, towers, reference, folder, tmp
     monkeypatch.setattr(_converters_entry, "date", SimpleNamespace(today=lambda: datetime.date(2001, 2, 3)))
     for tower in ("image", "text"):
         item = programs.Plan(tower, "executorch_coreml", "int8_weights")
-        example = torch.from_numpy(reference.inputs(tower)[:2])
-        programs.write(item, Export(), towers, example=example, folder=tmp_path, calibrate=lambda: reference)
+        programs.write(item, Export(), towers, reference=reference, folder=tmp_path, calibrate=lambda: reference)
         assert digest(tmp_path / item.file_name) == digest(folder / item.file_name)
 
 
@@ -166,18 +167,19 @@ def test_package_of_another_shape_is_refused(written, folder, tmp_path):
     plan.values[plan.inputs[0]].val.sizes = [1, 3, 32, 32]
     path = tmp_path / "image.coreml.pte"
     path.write_bytes(bytes(serialize_pte_binary(file)))
-    with pytest.raises(DataError, match=r"hands \[1, 3, 32, 32\] to Core ML .* takes FLOAT32 \[1, 3, 64, 64\]"):
+    with pytest.raises(
+        DataError, match=r"hands image float32 \[1, 3, 32, 32\] to Core ML .* takes image float32 \[1, 3, 64, 64\]"
+    ):
         load_program(path)
     plan.values[plan.inputs[0]].val.sizes = [1, 3, 64]
     path.write_bytes(bytes(serialize_pte_binary(file)))
-    with pytest.raises(DataError, match=r"takes FLOAT \[1, 3, 64\] and gives FLOAT \[1, 128\], want one tower's"):
+    with pytest.raises(DataError, match=r"takes image float32 \[1, 3, 64\] .*, want one tower's"):
         load_program(path)
 
 
 def test_program_for_xnnpack_is_refused(towers, reference, tmp_path):
     item = programs.Plan("image", "executorch", "float32")
-    example = torch.from_numpy(reference.pixels[:2])
-    programs.write(item, Export(), towers, example=example, folder=tmp_path, calibrate=lambda: reference)
+    programs.write(item, Export(), towers, reference=reference, folder=tmp_path, calibrate=lambda: reference)
     renamed = (tmp_path / item.file_name).rename(tmp_path / "image.coreml.pte")
     wanted = r"'image\.coreml\.pte' has \d+ steps and calls XnnpackBackend, want one call of CoreMLBackend alone"
     with pytest.raises(DataError, match=wanted):
@@ -193,7 +195,7 @@ class _Outside(nn.Module):
 
 def test_tower_that_core_ml_cannot_take_whole_is_refused(reference, tmp_path):
     images, path = torch.from_numpy(reference.pixels), tmp_path / "image.float32.coreml.pte"
-    job = Job("image", "float32", _Outside(), images[:2], ("image", "features"), path, Export(), 1.0, lambda: None)
+    job = Job("image", "float32", _Outside(), images[:2], *ports(images, 3), path, Export(), 1.0, lambda: None)
     wanted = r"'image\.float32\.coreml\.pte' would be 2 calls of Core ML with 1 operators outside \(.*asinh"
     with pytest.raises(ExportError, match=wanted):
         executorch_coreml.write(job)
@@ -210,3 +212,7 @@ def test_float16_program_rounds_its_output(written, folder, reference):
     encode = load_program(folder / "text.float16.coreml.pte")
     got = encode(reference.tokens)
     np.testing.assert_array_equal(got, got.astype(np.float16).astype(np.float32))
+
+
+def test_fixed_batch(towers, reference, tmp_path):
+    fixed_batch.check("executorch_coreml", towers, reference, tmp_path)

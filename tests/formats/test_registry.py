@@ -55,6 +55,18 @@ def test_unknown_suffix():
         registry.opener(Path("x.exe"))
 
 
+@pytest.mark.parametrize(
+    ("name", "opener"),
+    [
+        ("text.float16.coreml.pte", "executorch_coreml_interpreter"), ("text.float16.pte", "executorch_runtime"),
+        ("coreml.pte", "executorch_runtime"), ("text.coreml.onnx", "onnx_runtime"),
+        ("text.float16.mlpackage", "coreml_interpreter"),
+    ],
+)  # fmt: skip
+def test_longest_suffix_counts(name, opener):
+    assert registry.opener(Path("folder.coreml.pte") / name).__name__ == f"mobileclip.formats.{opener}"
+
+
 def test_reading_the_table_loads_nothing_heavy():
     heavy = {"torch", "onnx", "onnxruntime", "coremltools", "executorch", "ai_edge_litert"}
     script = f"import sys; import mobileclip.formats.registry; print(sorted({heavy!r} & set(sys.modules)))"
