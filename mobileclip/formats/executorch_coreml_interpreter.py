@@ -19,7 +19,7 @@ from mobileclip.errors import DataError
 from mobileclip.formats import coreml_interpreter, executorch_payload
 from mobileclip.formats.executorch_payload import METADATA
 from mobileclip.formats.interface import Port
-from mobileclip.formats.runtime import Encoder, refusal
+from mobileclip.formats.runtime import Encoder
 
 BACKEND = "CoreMLBackend"
 
@@ -55,7 +55,8 @@ def _program(path: Path) -> tuple[ExecutionPlan, bytes]:
         data = program.backend_delegate_data
         return plan, bytes(data[plan.delegates[0].processed.index].data) if plan.delegates else b""
     except Exception as error:  # noqa: BLE001 - the reader raises what its parts raise
-        raise refusal("ExecuTorch", path, error or type(error)) from None
+        kind = type(error).__name__
+        raise DataError(f"programs: '{path.name}' is no readable ExecuTorch program: {kind}.") from None
 
 
 def _whole(path: Path, plan: ExecutionPlan) -> tuple[Tensor, Tensor]:

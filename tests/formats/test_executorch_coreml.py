@@ -148,7 +148,7 @@ def test_damaged_files_are_refused(written, folder, tmp_path):
     raw = source.read_bytes()
     for count in (0, 7, 100, 20_000):
         target.write_bytes(raw[:count])
-        with pytest.raises(DataError, match=r"'image\.coreml\.pte'"):
+        with pytest.raises(DataError, match=r"'image\.coreml\.pte' is (no readable ExecuTorch program|damaged)"):
             load_program(target)
     with pytest.raises(DataError, match=r"'image\.coreml\.pte' is damaged: the delegate's payload is no folder"):
         load_program(_changed(source, target, b'"sedon"{', b'"sedon"\0'))
