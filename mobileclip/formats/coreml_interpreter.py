@@ -7,7 +7,7 @@ The operations themselves are in `coreml_operations`.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +149,18 @@ def ports(path: Path, function: Any, description: Any) -> tuple[Port, Port]:
         DataError: It does not, or they are neither picture nor array.
     """
     found = _port(path, description.input[0]), _port(path, description.output[0])
-    inside = {name: tuple(int(size) for size in given.shape) for name, given in function.inputs.items()}
-    computed = {out.name: tuple(int(size) for size in out.shape) for out in function.outputs}
+    inside = {name: _sizes(given.shape) for name, given in function.inputs.items()}
+    computed = {out.name: _sizes(out.shape) for out in function.outputs}
     for port, shapes in zip(found, (inside, computed), strict=True):
         if port.shape != shapes.get(port.name):
             shape = shapes.get(port.name)
             raise DataError(f"programs: '{path.name}' describes {port}, but its program has the shape {shape}.")
     return found
+
+
+def _sizes(shape: Sequence[Any]) -> tuple[int | str, ...]:
+    """Sizes of a MIL tensor, whose open ones are symbols."""
+    return tuple(int(size) if isinstance(size, (int, np.integer)) else str(size) for size in shape)
 
 
 def _port(path: Path, feature: Any) -> Port:

@@ -8,12 +8,13 @@ the delegate, so anything else is refused.
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.scalar_type import ScalarType
-from executorch.exir.schema import DelegateCall, ExecutionPlan, Tensor
+from executorch.exir.schema import DelegateCall, Tensor
 
 from mobileclip.errors import DataError
 from mobileclip.formats import coreml_interpreter, executorch_payload
@@ -36,44 +37,60 @@ def open_program(path: Path, threads: int) -> Encoder:
             tower's.
     """
     del threads
-    plan, payload = _program(path)
-    given, result = _ports(path, *_whole(path, plan))
-    files = _files(path, payload)
-    program, description = _package(path, files)
+    program = _read(path)
+    given, result = _ports(path, *_whole(path, program))
+    files = _files(path, program.payload)
+    package, description = _package(path, files)
     _check_names(path, files, description)
-    function = program.functions["main"]
+    function = package.functions["main"]
     inside = coreml_interpreter.ports(path, function, description)
     _check_interface(path, (given, result), inside)
     return Encoder(path, given, result, coreml_interpreter.executor(function, *inside))
 
 
-def _program(path: Path) -> tuple[ExecutionPlan, bytes]:
-    """The plan of a program and what its first delegate gets."""
+@dataclass(frozen=True)
+class _Program:
+    """What matters of a program: instructions, backends, what it takes and gives, and what the first backend gets."""
+
+    steps: list[Any]
+    backends: list[str]
+    inputs: list[int]
+    outputs: list[int]
+    values: list[Any]
+    payload: bytes
+
+
+def _read(path: Path) -> _Program:
     try:
         program = deserialize_pte_binary(path.read_bytes()).program
         (plan,) = program.execution_plan
-        data = program.backend_delegate_data
-        return plan, bytes(data[plan.delegates[0].processed.index].data) if plan.delegates else b""
+        inputs, outputs = list(plan.inputs), list(plan.outputs)
+        index = plan.delegates[0].processed.index if plan.delegates else None
+        return _Program(
+            [step.instr_args for chain in plan.chains for step in chain.instructions],
+            [delegate.id for delegate in plan.delegates], inputs, outputs,
+            [plan.values[place].val for place in (*inputs, *outputs)],
+            b"" if index is None else bytes(program.backend_delegate_data[index].data),
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the reader raises what its parts raise
         kind = type(error).__name__
         raise DataError(f"programs: '{path.name}' is no readable ExecuTorch program: {kind}.") from None
 
 
-def _whole(path: Path, plan: ExecutionPlan) -> tuple[Tensor, Tensor]:
+def _whole(path: Path, program: _Program) -> tuple[Tensor, Tensor]:
     """Input and output of a program that is one call of the delegate and nothing else."""
-    steps = [step.instr_args for chain in plan.chains for step in chain.instructions]
-    delegates = [delegate.id for delegate in plan.delegates]
-    if delegates != [BACKEND] or len(steps) != 1 or not isinstance(steps[0], DelegateCall):
-        calls = ", ".join(sorted(set(delegates))) or "no delegate"
+    steps, tensors = program.steps, program.values
+    if program.backends != [BACKEND] or len(steps) != 1 or not isinstance(steps[0], DelegateCall):
+        calls = ", ".join(sorted(set(program.backends))) or "no delegate"
         raise DataError(
             f"programs: '{path.name}' has {len(steps)} steps and calls {calls}, want one call of {BACKEND} alone."
         )
-    arguments = [*plan.inputs, *plan.outputs]
-    tensors = [plan.values[index].val for index in arguments]
-    if list(steps[0].args) != arguments or len(plan.inputs) != 1 or len(plan.outputs) != 1:
+    counts = len(program.inputs), len(program.outputs)
+    handed = [steps[0].delegate_index, *(steps[0].args or [])]
+    if counts != (1, 1) or handed != [0, *program.inputs, *program.outputs]:
         raise DataError(
-            f"programs: '{path.name}' has {len(plan.inputs)} inputs and {len(plan.outputs)} outputs and its delegate "
-            f"takes {len(steps[0].args)}, want one input and one output handed to it."
+            f"programs: '{path.name}' has {counts[0]} inputs and {counts[1]} outputs and its delegate takes "
+            f"{len(handed) - 1}, want one input and one output handed to it."
         )
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise DataError(f"programs: '{path.name}' takes or gives something else than a tensor.")

@@ -93,6 +93,8 @@ def test_damaged_and_foreign_packages(written, folder, tmp_path):
          r"describes image_features float32 \[1, 64\], but its program has the shape \(1, 128\)"),
         (lambda spec: spec.description.output[0].type.dictionaryType.SetInParent(),
          "has dictionaryType as image_features"),
+        (lambda spec: spec.mlProgram.functions["main"].inputs[0].type.tensorType.dimensions[0].unknown.SetInParent(),
+         r"describes image picture uint8 \[1, 3, 64, 64\], but its program has the shape \('is\d+', 3, 64, 64\)"),
     ],
 )  # fmt: skip
 def test_description_that_is_not_the_programs(written, folder, tmp_path, edit, sentence):

@@ -175,6 +175,10 @@ def test_package_of_another_shape_is_refused(written, folder, tmp_path):
     path.write_bytes(bytes(serialize_pte_binary(file)))
     with pytest.raises(DataError, match=r"takes image float32 \[1, 3, 64\] .*, want one tower's"):
         load_program(path)
+    plan.inputs = [99]
+    path.write_bytes(bytes(serialize_pte_binary(file)))
+    with pytest.raises(DataError, match=r"'image\.coreml\.pte' is no readable ExecuTorch program: IndexError"):
+        load_program(path)
 
 
 def test_program_for_xnnpack_is_refused(towers, reference, tmp_path):
