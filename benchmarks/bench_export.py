@@ -1,11 +1,11 @@
 """Every program of a student: size, parity, latency beside PyTorch and ONNX float32, delegated share, accuracy.
 
-    python -m benchmarks.bench_export MobileCLIP2-S0 --formats onnx litert executorch coreml coreai
+    python -m benchmarks.bench_export MobileCLIP2-S0 --formats onnx litert executorch executorch_coreml coreml coreai
     python -m benchmarks.bench_export runs/demo/distill --name "demo student" --data runs/demo/prepare --samples 2000
 
 Architectures get random weights, layer scales and batch statistics (fresh ones are trivial to fold) and striped
 pictures; a trained student is measured on the test split of its data. Random weights say nothing about the accuracy
-of int8, but every program is executed in its runtime all the same (Core ML packages are emulated). Budgets are not
+of int8, but every program is executed in its runtime all the same (Core ML's are emulated). Budgets are not
 enforced: the table shows what misses them. Each program is timed turn by turn with PyTorch and ONNX float32.
 
 A program's row is appended as soon as it is measured; a run that was cut goes on where it was. The tables are made by

@@ -45,7 +45,7 @@ Made by `python -m benchmarks.export_results` from [export-results.jsonl](export
   would run) and of ONNX float32. The three take turns in one process, one thread each, on a shared x86 machine. x86
   says nothing about a phone.
 - **load** and **peak** (rise of resident memory in loading and one call) are from a process of their own.
-- **delegated**: share of ExecuTorch's nodes that XNNPACK takes over.
+- **delegated**: share of ExecuTorch's nodes that XNNPACK or Core ML takes over.
 - *emulated*: the runtime exists on Apple devices alone. The program is evaluated here from its own file, but not in
   that runtime; no time is measured.
 - *mixed*: layers that lose most stay in float32 until the error is met. *tuned*: fine-tuned under rounding first.

@@ -84,11 +84,11 @@ class LabelBank(Section):
 class Export(Section):
     """Write the student's towers for the phone runtimes, with proof."""
 
-    formats: Annotated[list[Literal["onnx", "executorch", "litert", "coreml", "coreai"]], Field(min_length=1)] = [
-        "onnx"
-    ]
-    """Program formats; each but `onnx` and `coreai` is an extra of that name; `litert` and `coreai` need `mobileclip
-    environment` of that name."""
+    formats: Annotated[
+        list[Literal["onnx", "executorch", "executorch_coreml", "litert", "coreml", "coreai"]], Field(min_length=1)
+    ] = ["onnx"]
+    """Program formats; each but `onnx` and `coreai` is an extra of that name (`executorch_coreml`: `executorch`);
+    `litert` and `coreai` need `mobileclip environment` of that name."""
     precisions: Annotated[
         list[Literal["float32", "float16", "int8", "int8_static", "int8_weights", "int4_weights"]], Field(min_length=1)
     ] = ["float32"]

@@ -10,6 +10,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from torch.export import ExportedProgram
 from mobileclip.formats.job import Job, Written
 from mobileclip.formats.quiet import no_logging
 
+SMALLEST = 2048  # weights; smaller tensors stay as they are when weights are quantized
 _TARGET = "iOS17"
 
 
 def versions() -> dict[str, str]:
     """Versions of all that decides the bytes of a program."""
-    with _quiet():
+    with quiet():
         import coremltools
     return {"coremltools": coremltools.__version__}
 
@@ -34,16 +36,16 @@ def write(job: Job) -> Written:
     The image program takes a picture (`CVPixelBuffer`): Core ML divides by 255, the program normalizes. Pictures come
     one by one, so a program of several rows takes an array in 0-1.
     """
-    with _quiet():
+    with quiet():
         from coremltools.optimize import coreml as optimize
 
         model = _convert(job.traced(job.module), job)
         if job.precision == "int8_weights":
-            terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=_SMALLEST)
+            terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
             model = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=terms))
         model.short_description = f"{job.names[1]} of a MobileCLIP student"
         model.save(str(job.path))
-    _make_reproducible(job)
+    make_reproducible(job.path)
     compute = "float32" if job.precision == "float32" else "float16"
     return Written({"batch": job.batch, "target": _TARGET, "compute": compute})
 
@@ -70,13 +72,19 @@ def _convert(traced: ExportedProgram, job: Job) -> Any:
     )
 
 
-def _make_reproducible(job: Job) -> None:
-    """Fixed identifiers instead of random ones, and none of the debugging files coremltools leaves at the root."""
-    for path in job.path.iterdir():
+def make_reproducible(package: Path) -> None:
+    """Fixed identifiers instead of random ones, no date, and none of the debugging files coremltools leaves."""
+    from coremltools.proto.Model_pb2 import Model
+
+    for path in package.iterdir():
         if path.name not in {"Manifest.json", "Data"}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    manifest = job.path / "Manifest.json"
+    manifest = package / "Manifest.json"
     manifest.write_text(_with_fixed_ids(manifest.read_text(encoding="utf-8")), encoding="utf-8")
+    specification = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    model = Model.FromString(specification.read_bytes())
+    model.description.metadata.userDefined.pop(_DATE, None)
+    specification.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _with_fixed_ids(text: str) -> str:
@@ -90,11 +98,11 @@ def _with_fixed_ids(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without coremltools' notes on versions and its progress bars."""
     with no_logging(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
 
-_SMALLEST = 2048  # weights; smaller tensors stay as they are
+_DATE = "com.github.apple.coremltools.conversion_date"

@@ -7,7 +7,7 @@ The operations themselves are in `coreml_operations`.
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,19 @@ def open_program(path: Path, threads: int) -> Encoder:
         DataError: It is no package, or its interface is not a tower's.
     """
     del threads
-    program, description = _read(path)
-    function = program.functions["main"]
-    given, result = _interface(path, function, description)
+    program, description = read(path)
+    given, result = _interface(path, program.functions["main"], description)
+    return Encoder(path, given, result, executor(program.functions["main"], given, result))
+
+
+def executor(function: Any, given: Port, result: Port) -> Callable[[NDArray[np.generic]], Floats]:
+    """A MIL function as a Python function.
+
+    Args:
+        function: Of coremltools' loader.
+        given: Its only input.
+        result: The output that is asked for.
+    """
     number = torch.int32 if given.dtype == "int32" else torch.float32
     scale = 255 if given.kind == "picture" else 1  # pixels come in 0-1
 
@@ -44,12 +54,12 @@ def open_program(path: Path, threads: int) -> Encoder:
         taken = torch.from_numpy(np.ascontiguousarray(rows)).to(number) * scale
         return evaluate(function, {given.name: taken})[result.name].float().numpy()
 
-    return Encoder(path, given, result, execute)
+    return execute
 
 
 def operations(path: Path) -> list[str]:
     """The types of a package's operations, in order, constants left out."""
-    program, _ = _read(path)
+    program, _ = read(path)
     return [op.op_type for op in program.functions["main"].operations if op.op_type != "const"]
 
 
@@ -99,8 +109,16 @@ def _type(var: Any) -> torch.dtype:
     return _TYPES[types.builtin_to_string(var.dtype)]  # all whole-number types share one __name__
 
 
-def _read(path: Path) -> tuple[Any, Any]:
-    """The MIL program of a package and the description of its interface."""
+def read(path: Path, *, name: str = "") -> tuple[Any, Any]:
+    """The MIL program of a package and the description of its interface.
+
+    Args:
+        path: The package.
+        name: What errors call it; empty = by its own name.
+
+    Raises:
+        DataError: It is no package.
+    """
     with _quiet():
         from coremltools import utils
         from coremltools.converters.mil.frontend.milproto.load import load
@@ -110,24 +128,39 @@ def _read(path: Path) -> tuple[Any, Any]:
             weights = path / "Data" / "com.apple.CoreML" / "weights"
             return load(spec, spec.specificationVersion, str(weights)), spec.description
         except Exception as error:  # noqa: BLE001 - the loader raises what its parts raise
-            name = type(error).__name__
-            raise DataError(f"programs: '{path.name}' is no readable Core ML package: {name}.") from None
+            kind = type(error).__name__
+            raise DataError(f"programs: '{name or path.name}' is no readable Core ML package: {kind}.") from None
 
 
 def _interface(path: Path, function: Any, description: Any) -> tuple[Port, Port]:
-    """Input and output of a tower as the package describes them to an app, which its program must agree with."""
+    """Input and output of a tower, under the contract's names."""
     given, results = list(description.input), list(description.output)
     tower = given[0].name if len(given) == 1 else ""
     if tower not in {"image", "text"} or [out.name for out in results] != [f"{tower}_features"]:
         names = [*(g.name for g in given), *(r.name for r in results)]
         raise DataError(f"programs: '{path.name}' has inputs and outputs {names}, want one tower's.")
-    inside = tuple(int(size) for size in function.inputs[tower].shape)
-    ports = _port(path, given[0]), _port(path, results[0])
-    computed = {out.name: tuple(int(size) for size in out.shape) for out in function.outputs}
-    for port, shape in zip(ports, (inside, computed.get(ports[1].name)), strict=True):
-        if port.shape != shape:
+    return ports(path, function, description)
+
+
+def ports(path: Path, function: Any, description: Any) -> tuple[Port, Port]:
+    """The first input and output as a package describes them to an app, which its program must agree with.
+
+    Raises:
+        DataError: It does not, or they are neither picture nor array.
+    """
+    found = _port(path, description.input[0]), _port(path, description.output[0])
+    inside = {name: _sizes(given.shape) for name, given in function.inputs.items()}
+    computed = {out.name: _sizes(out.shape) for out in function.outputs}
+    for port, shapes in zip(found, (inside, computed), strict=True):
+        if port.shape != shapes.get(port.name):
+            shape = shapes.get(port.name)
             raise DataError(f"programs: '{path.name}' describes {port}, but its program has the shape {shape}.")
-    return ports
+    return found
+
+
+def _sizes(shape: Sequence[Any]) -> tuple[int | str, ...]:
+    """Sizes of a MIL tensor, whose open ones are symbols."""
+    return tuple(int(size) if isinstance(size, (int, np.integer)) else str(size) for size in shape)
 
 
 def _port(path: Path, feature: Any) -> Port:

@@ -69,6 +69,13 @@ FORMATS: dict[str, Format] = {
             {"image": ("float32", "int8_static"), "text": ("float32", "float16", "int8")},
         ),
         Format(
+            # On the platforms where its Core ML backend is to be had, executorch itself asks for coremltools.
+            "executorch_coreml", ".coreml.pte", "executorch_coreml", "executorch_coreml_interpreter", "executorch",
+            ("executorch", "torchao", "coremltools"),
+            {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
+            executed=False,
+        ),
+        Format(
             "litert", ".tflite", "litert", "litert_runtime", "litert", ("ai_edge_litert",),
             {"image": ("float32", "float16", "int8_static", "int8_weights"),
              "text": ("float32", "float16", "int8", "int8_weights")},
@@ -114,15 +121,15 @@ def writer(name: str) -> ModuleType:
 
 
 def opener(path: PurePath) -> ModuleType:
-    """The module that opens a program, by the suffix of its path.
+    """The module that opens a program, by the longest suffix of its name: `.coreml.pte` before `.pte`.
 
     Raises:
         DataError: No format has that suffix.
         ConfigError: A package is missing.
     """
-    for row in FORMATS.values():
-        if path.suffix == row.suffix:
-            require(row.name)
-            return importlib.import_module(f"mobileclip.formats.{row.opener}")
+    found = [row for row in FORMATS.values() if path.name.endswith(row.suffix)]
+    if found:
+        row = require(max(found, key=lambda row: len(row.suffix)).name)
+        return importlib.import_module(f"mobileclip.formats.{row.opener}")
     known = ", ".join(sorted(row.suffix for row in FORMATS.values()))
     raise DataError(f"programs: '{path.name}' is of no known format, want {known}.")

@@ -72,6 +72,21 @@ def test_logs_become_results(tmp_path):
     assert done.stderr == "error: collect: 'other.tflite@litert@gpu@1.log' is of no program of the contract.\n"
 
 
+def test_programs_of_other_devices_stay_on_the_host(tmp_path):
+    """With a bridge that writes down what it is asked and does nothing."""
+    for name in ("contract.json", "image.float32.pte", "image.float32.coreml.pte", "executor_runner"):
+        (tmp_path / name).write_text("")
+    bridge, asked = tmp_path / "bin" / "adb", tmp_path / "asked"
+    bridge.parent.mkdir()
+    bridge.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    bridge.chmod(0o755)
+    environment = {"PATH": f"{bridge.parent}:/usr/bin:/bin", "EXECUTOR_RUNNER": str(tmp_path / "executor_runner")}
+    command = [str(KIT / "android" / "benchmark.sh"), str(tmp_path), str(tmp_path / "logs")]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    pushed = [line.split()[1] for line in asked.read_text().splitlines() if line.startswith("push")]
+    assert pushed == [str(tmp_path / "executor_runner"), str(tmp_path / "image.float32.pte")]
+
+
 def test_script_explains_itself():
     done = subprocess.run([str(KIT / "android" / "benchmark.sh")], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -50,9 +50,21 @@ def test_missing_package_is_reported_with_the_install_line():
 
 
 def test_unknown_suffix():
-    known = r"\.aimodel, \.mlpackage, \.onnx, \.pte, \.tflite"
+    known = r"\.aimodel, \.coreml\.pte, \.mlpackage, \.onnx, \.pte, \.tflite"
     with pytest.raises(DataError, match=rf"'x\.exe' is of no known format, want {known}"):
         registry.opener(Path("x.exe"))
+
+
+@pytest.mark.parametrize(
+    ("name", "opener"),
+    [
+        ("text.float16.coreml.pte", "executorch_coreml_interpreter"), ("text.float16.pte", "executorch_runtime"),
+        ("coreml.pte", "executorch_runtime"), ("text.coreml.onnx", "onnx_runtime"),
+        ("text.float16.mlpackage", "coreml_interpreter"),
+    ],
+)  # fmt: skip
+def test_longest_suffix_counts(name, opener):
+    assert registry.opener(Path("folder.coreml.pte") / name).__name__ == f"mobileclip.formats.{opener}"
 
 
 def test_reading_the_table_loads_nothing_heavy():

@@ -75,7 +75,9 @@ def test_wider_integers_are_taken(exported, reference):
 
 def test_unknown_files(tmp_path, exported):
     (tmp_path / "image.bin").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"'image\.bin' is of no known format, want \.aimodel, \.mlpackage, \.onnx"):
+    with pytest.raises(
+        DataError, match=r"'image\.bin' is of no known format, want \.aimodel, \.coreml\.pte, \.mlpackage, \.onnx"
+    ):
         runtime.load(tmp_path / "image.bin")
     with pytest.raises(DataError, match="no onnx text program in int4"):
         runtime.load(exported, text="int4")

@@ -126,6 +126,30 @@ def test_bank_without_labels(data, student, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_programs_for_executorch_with_core_ml(data, student, tmp_path):
+    """Two formats whose suffixes end alike, written, bundled and run side by side."""
+    asked = {"formats": ["executorch", "executorch_coreml"], "precisions": ["float32", "float16"], "latency_runs": 1}
+    section = Export.model_validate({**SECTION.model_dump(), **asked, "bundle": "programs", "bundle_version": "7"})
+    out = tmp_path / "out"
+    metrics = export.run(section, out=str(out), tracker=LogTracker(), student=str(student), data=str(data))
+    agreed = bundle.verify(out / "mobileclip-tiny-mci-7.zip")
+    executed = {program.path: program.executed for program in agreed.programs}
+    assert executed == {
+        "image.float32.pte": True, "text.float32.pte": True, "text.float16.pte": True,
+        **{f"{t}.{p}.coreml.pte": False for t in ("image", "text") for p in ("float32", "float16")},
+    }  # fmt: skip
+    assert not [name for name in (out / "timings.json").read_text().split('"') if name.endswith(".coreml.pte")]
+    assert metrics["executorch_coreml/image/float16/delegated"] == 1
+    assert metrics["executorch_coreml/text/float32/error"] < 1e-4 > metrics["executorch/text/float32/error"]
+    assert {"executorch", "coremltools"} <= set(agreed.versions)
+    programs = runtime.load(out, format="executorch_coreml", image="float16", text="float16")
+    sample = next(read_samples(str(data), manifest.read(str(data)), "test"))
+    clip = zoo.load("trained:student", trained=str(student))
+    tokens = tokenizer.load(out / tokenizer.FOLDER)(sample.captions)
+    np.testing.assert_allclose(programs.encode_text(tokens), clip.encode_text(sample.captions).numpy(), atol=5e-3)
+
+
 _AGAIN = """
 import sys
 from mobileclip.config import Export

@@ -37,6 +37,7 @@ if [ -n "${EXECUTOR_RUNNER:-}" ]; then
   push "$EXECUTOR_RUNNER" executor_runner
   for program in "$bundle"/*.pte; do
     [ -e "$program" ] || continue
+    [[ $program != *.coreml.pte ]] || continue  # of Apple's devices
     name=$(basename "$program"); push "$program" "$name"
     for threads in ${THREADS:-1 4}; do
       # The runner writes its log to logcat on Android and to standard error elsewhere.

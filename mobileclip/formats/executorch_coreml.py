@@ -1,0 +1,99 @@
+"""ExecuTorch programs for Core ML: float32, float16 and int8 weights, the whole tower in one call of the delegate.
+
+executorch's own partitioner and coremltools lower them on any x86 system; what a phone gets is a Core ML package inside
+of the program.
+"""
+
+import json
+import tempfile
+import uuid
+from operator import getitem
+from pathlib import Path
+
+import executorch.version
+from executorch.devtools.backend_debug import get_delegation_info
+from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule, get_lowered_backend_modules
+
+from mobileclip.errors import ExportError
+from mobileclip.formats import coreml, executorch_payload
+from mobileclip.formats.digests import digest
+from mobileclip.formats.executorch_payload import METADATA, PACKAGE
+from mobileclip.formats.job import Job, Written
+from mobileclip.formats.tables import with_int8_table
+
+_TARGET = "iOS17"
+_QUANTIZER = {"mode": "linear_symmetric", "weight_threshold": coreml.SMALLEST}
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that decides the bytes of a program."""
+    return {"executorch": executorch.version.__version__, **coreml.versions()}
+
+
+def write(job: Job) -> Written:
+    """Write one program; `delegated` is the share of its nodes that Core ML takes over.
+
+    Raises:
+        ExportError: Part of the tower cannot be computed by Core ML.
+    """
+    compute = "float32" if job.precision == "float32" else "float16"
+    with coreml.quiet():
+        edge = _lower(job, compute)
+        figures = _figures(job, edge)
+        for module in get_lowered_backend_modules(edge.exported_program().graph_module):
+            _make_reproducible(module)
+        job.path.write_bytes(edge.to_executorch().buffer)
+    return Written({"backend": "coreml", "batch": job.batch, "target": _TARGET, "compute": compute}, figures)
+
+
+def _lower(job: Job, compute: str) -> EdgeProgramManager:
+    import coremltools
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    terms = CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=getattr(coremltools.target, _TARGET),
+        compute_precision=coremltools.precision(compute),
+        op_linear_quantizer_config=_QUANTIZER if job.precision == "int8_weights" else None,
+    )
+    # The backend's own quantizer leaves the token table out.
+    module = with_int8_table(job.module) if job.precision == "int8_weights" else job.module
+    return to_edge_transform_and_lower(job.traced(module), partitioner=[CoreMLPartitioner(compile_specs=terms)])
+
+
+def _figures(job: Job, edge: EdgeProgramManager) -> dict[str, float]:
+    """Share of the nodes that are delegated, and number of delegates; taking the result from a delegate is no work."""
+    graph = edge.exported_program().graph_module
+    info = get_delegation_info(graph)
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    left = [str(target) for target in calls if target not in {executorch_call_delegate, getitem}]
+    if left or info.num_delegated_subgraphs != 1:
+        raise ExportError(
+            f"export: '{job.path.name}' would be {info.num_delegated_subgraphs} calls of Core ML with {len(left)} "
+            f"operators outside ({', '.join(sorted(set(left))[:3]) or 'none'}), want one call that is the whole tower."
+        )
+    taken = info.num_delegated_nodes
+    return {"delegated": taken / (taken + len(left)), "subgraphs": float(info.num_delegated_subgraphs)}
+
+
+def _make_reproducible(module: LoweredBackendModule) -> None:
+    """A payload without date, random identifiers and debugging files.
+
+    On the phone the identifier is the key under which the delegate keeps the compiled model: it has to be another one
+    for any other package, so it comes from the package's digest.
+    """
+    files = executorch_payload.unpack(module.processed_bytes)
+    with tempfile.TemporaryDirectory(prefix="mobileclip-coreml-") as name:
+        package = executorch_payload.write(files, Path(name))
+        coreml.make_reproducible(package)
+        metadata = json.loads(files[METADATA])
+        metadata["identifier"] = f"executorch_{uuid.uuid5(uuid.NAMESPACE_OID, digest(package)['sha256'])}"
+        kept = {f"{PACKAGE}/{file.relative_to(package).as_posix()}": file.read_bytes() for file in _files(package)}
+    kept[METADATA] = json.dumps(metadata, sort_keys=True).encode()
+    module._processed_bytes = executorch_payload.pack(kept)  # noqa: SLF001 - there is no other way to change it
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
