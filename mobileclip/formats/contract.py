@@ -19,8 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+from mobileclip import manifest
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats.digests import digest
+from mobileclip.manifest import WebAddress
 
 SCHEMA_VERSION = 1
 FILE_NAME = "contract.json"
@@ -166,6 +168,13 @@ class Bank(_Record):
     """Proof against the student's own text tower; `mobileclip.formats.prompt_bank` defines each."""
 
 
+class Attribution(manifest.Attribution):
+    """One thing that went into the student, with all that an app's page of credits shows."""
+
+    license_urls: dict[str, WebAddress] = Field(default_factory=dict)
+    """Where each license of `license` can be read; empty = not known."""
+
+
 class Lineage(_Record):
     """Where the student comes from."""
 
@@ -185,6 +194,8 @@ class Contract(_Record):
     """Architecture."""
     license: str
     """License of the weights."""
+    attributions: list[Attribution] = []
+    """Data, captioners, teachers and pretrained weights behind the student; empty in contracts of before."""
     embed_dim: PositiveInt
     """Width of the embeddings."""
     logit_scale: float

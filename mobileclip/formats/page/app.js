@@ -1,7 +1,7 @@
 // The page: pick or photograph pictures, classify the chosen one by labels, search all of them by a text or a picture.
 
 import { createEngine, dot, median, softmax } from "./client.js";
-import { fillSelect, showFacts, showGallery, showScores } from "./view.js";
+import { fillSelect, showCredits, showFacts, showGallery, showScores } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const MAX_SCORES = 10;
@@ -35,6 +35,8 @@ async function open() {
   $("banks").hidden = banks.length === 0;
   fillSelect($("bank"), [...banks, ""], null, Object.fromEntries([...banks.map((name) => [name, `bank “${name}”`]), ["", "my own labels"]]));
   showLabelFields();
+  $("made-from").hidden = !contract.attributions?.length;
+  showCredits($("credits"), contract.attributions ?? []);
   listen();
   $("query").disabled = false;
 }
