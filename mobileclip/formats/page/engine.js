@@ -41,7 +41,7 @@ const calls = {
         const opened = await openSession(bytes, candidate);
         sessions.set(tower, opened);
         const loadMs = performance.now() - started;
-        const test = tower === "image" ? await testImage() : await testText();
+        const test = tower === "image" ? await testImage(program) : await testText(program);
         if (test.cosine < floor(program)) throw new Error(`self-test gave cosine ${test.cosine.toFixed(4)}`);
         return { tower, precision, backend: candidate, threads: opened.threads, loadMs, test, refused };
       } catch (error) {
@@ -89,7 +89,7 @@ async function answer({ id, call, args }) {
 }
 
 async function get(path) {
-  const response = await fetch(new URL(path, ROOT));
+  const response = await fetch(new URL(path, ROOT), { cache: "no-cache" });
   if (!response.ok) throw new Error(`${path} is not there (${response.status}).`);
   return response;
 }
@@ -193,21 +193,23 @@ function unitRows(rows) {
   return rows;
 }
 
-async function testImage() {
+async function testImage(program) {
   const size = contract.image.size;
   const features = await run("image", toInput(goldenPicture(size)), [1, 3, size, size]);
-  return { cosine: smallestCosine(features, golden.image_features) };
+  return { cosine: smallestCosine(features, golden.programs?.[program.path] ?? golden.image_features) };
 }
 
-async function testText() {
+async function testText(program) {
   const rows = golden.texts.map(tokenize);
   const equal = rows.filter((row, i) => row.every((id, j) => id === golden.tokens[i][j])).length;
   if (equal !== rows.length) throw new Error(`the tokenizer gave ${rows.length - equal} wrong rows`);
-  return { cosine: smallestCosine(await encodeTokens(rows), golden.text_features), tokens: equal };
+  return { cosine: smallestCosine(await encodeTokens(rows), golden.programs?.[program.path] ?? golden.text_features), tokens: equal };
 }
 
-/** What a right program reaches: its own proof on many samples, with room for another picture. */
+/** What a right program reaches: its own answers again, but for other kernels. Exports of before hold only the
+ *  student's; then it is its proof on many samples, with room for another picture. */
 function floor(program) {
+  if (golden.programs?.[program.path]) return MIN_COSINE;
   return Math.min(MIN_COSINE, 1 - 4 * (1 - (program.figures.cosine_min ?? 1)));
 }
 
