@@ -172,9 +172,8 @@ def one_program(student: Student, item: Plan, variant: str, options: argparse.Na
 
 def written(student: Student, towers: Towers, item: Plan, section: Export, folder: Path) -> Written:
     """Write one program."""
-    example = torch.from_numpy(student.reference.inputs(item.tower)[:2])
     return programs.write(
-        item, section, towers, example=example, folder=folder, calibrate=lambda: student.calibration
+        item, section, towers, reference=student.reference, folder=folder, calibrate=lambda: student.calibration
     )  # fmt: skip
 
 

@@ -124,20 +124,33 @@ def _lengths(rows: Sequence[Row]) -> str:
     lengths = [length for length in LENGTHS if longer(length) in trained]
     if len(lengths) < 2 or REINFORCED not in trained:
         return ""
-    shared = set.intersection(*(set(curves(rows, n, "seen/r1")[2]) for n in (REINFORCED, *map(longer, lengths))))
-    own = [row for row in rows if row["seed"] in shared]
-    lines = [
+    # Longer trainings were run on fewer seeds: each line of seeds is compared as far as it goes.
+    tables, before = [], 0
+    for count in range(len(lengths), 1, -1):
+        shared = _shared_seeds(rows, [REINFORCED, *map(longer, lengths[:count])])
+        if len(shared) > before:
+            tables.append(_length_table(rows, lengths[:count], shared))
+            before = len(shared)
+    return "\n".join([
         "\n### Plain CLIP for longer\n",
         "Each length is a training with a schedule of its own, on the same stored views. *Needed*: the multiple of",
         "the samples at which plain CLIP scores as the reinforced student of the first line does, linear between the",
         "lengths, with its 95 % interval over draws of the seeds.\n",
-        "| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS),
-    ]  # fmt: skip
+        "\n\n".join(reversed(tables)),
+    ])  # fmt: skip
+
+
+def _length_table(rows: Sequence[Row], lengths: Sequence[int], seeds: set[int]) -> str:
+    own = [row for row in rows if row["seed"] in seeds]
+    lines = ["| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS)]
     for name in (REINFORCED, *map(longer, lengths)):
         cells = [_interval(curves(own, name, key)[1][:, -1]) for key in KEYS]
-        lines.append(f"| {name} | {len(shared)} | " + " | ".join(cells) + " |")
-    cells = [_needed(own, lengths, key) for key in KEYS]
-    return "\n".join([*lines, "| **needed** | | " + " | ".join(cells) + " |"])
+        lines.append(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "| **needed** | | " + " | ".join(_needed(own, lengths, key) for key in KEYS) + " |"])
+
+
+def _shared_seeds(rows: Sequence[Row], names: Sequence[str]) -> set[int]:
+    return set.intersection(*(set(curves(rows, name, "seen/r1")[2]) for name in names))
 
 
 def _needed(rows: Sequence[Row], lengths: Sequence[int], key: str) -> str:

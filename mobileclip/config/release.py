@@ -95,7 +95,7 @@ class Export(Section):
     """Precisions of each program, where its format has them: `int8` text tower, activations per call; `int8_static`
     image tower, activations calibrated; `int8_weights` weights alone; `int4_weights` the text tower's."""
     batch: NonNegativeInt = 0
-    """Rows per call of ONNX programs; 0 = any. The other formats take one."""
+    """Rows per call of every program; 0 = any number in ONNX, one in the other formats."""
     split: Split = "test"
     """Split whose samples prove the programs."""
     samples: Annotated[int, Field(ge=2)] = 64

@@ -87,8 +87,7 @@ def prepare(student: str, section: Export, folder: Path) -> Subject:
         raise ConfigError(f"bench-latency: none of the formats {section.formats} can be executed on this machine.")
     folder.mkdir(parents=True)
     for item in plans:
-        example = torch.from_numpy(samples.inputs(item.tower)[:2])
-        programs.write(item, section, towers, example=example, folder=folder, calibrate=lambda: samples)
+        programs.write(item, section, towers, reference=samples, folder=folder, calibrate=lambda: samples)
     rows: dict[str, NDArray[np.generic]] = {tower: samples.inputs(tower)[:1] for tower in programs.TOWERS}
     eager: dict[str, torch.nn.Module] = {"image": towers.image, "text": latency.EagerText(clip.model)}
     return Subject(student.rstrip("/"), eager, rows, {item: folder / item.file_name for item in plans})

@@ -5,6 +5,7 @@ from typing import Any
 
 from mobileclip import attribution
 from mobileclip.formats.contract import Contract, ImageContract, TextContract
+from mobileclip.formats.interface import describe
 
 _MIT = """Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
 documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
@@ -89,8 +90,8 @@ def _summary(agreed: Contract, version: str) -> str:
 def _programs(agreed: Contract) -> str:
     rows = [
         (
-            f"`{p.path}`", p.format, p.precision, f"{p.bytes / 1e6:.2f}", f"{p.figures.get('error', float('nan')):.2e}",
-            f"{p.budget:.2e}", "executed" if p.executed else "emulated",
+            f"`{p.path}`", p.format, p.precision, describe(p.input), f"{p.bytes / 1e6:.2f}",
+            f"{p.figures.get('error', float('nan')):.2e}", f"{p.budget:.2e}", "executed" if p.executed else "emulated",
         )
         for p in agreed.programs
     ]  # fmt: skip
@@ -98,7 +99,7 @@ def _programs(agreed: Contract) -> str:
         "## Programs\n\nError is the distance to the student in PyTorch float32 relative to the spread of the "
         "embeddings, on samples of the evaluation split; a program above its budget is not published.\n\n"
     )
-    return text + _table(("file", "format", "precision", "MB", "error", "budget", "proof"), rows)
+    return text + _table(("file", "format", "precision", "input", "MB", "error", "budget", "proof"), rows)
 
 
 def _banks(agreed: Contract) -> str:
@@ -113,8 +114,9 @@ def _feeding(image: ImageContract, text: TextContract) -> str:
     return (
         "## Feed it\n\n"
         f"**Pictures.** Turn upright by EXIF, lay on {image.transparency}, {image.resize} to {image.size} x "
-        f"{image.size} pixels with Pillow's `{image.interpolation}` (antialiased), divide {image.color_order} by 255. "
-        f"Nothing else: mean {image.mean} and standard deviation {image.std} are inside the programs.\n\n"
+        f"{image.size} pixels with Pillow's `{image.interpolation}` (antialiased). An array holds {image.color_order} "
+        f"divided by 255; a picture is handed over as it is. Nothing else: mean {image.mean} and standard deviation "
+        f"{image.std} are inside the programs.\n\n"
         f"**Texts.** {text.context_length} token ids, start {text.start_id}, end {text.end_id}, padded with "
         f"{text.pad_id}; too long ones are cut and still end with {text.end_id}.\n\n"
         "**Scores.** `logit_scale * image @ text + logit_bias`, softmax over the texts."

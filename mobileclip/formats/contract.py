@@ -7,24 +7,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from mobileclip import manifest
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats.digests import digest
+from mobileclip.formats.interface import Record, TensorSpec
 from mobileclip.manifest import WebAddress
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "contract.json"
 Tower = Literal["image", "text"]
 
@@ -46,35 +37,10 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+class ImageContract(Record):
+    """How a picture becomes pixels; in what form a program takes them its own `input` says."""
 
-
-class TensorSpec(_Record):
-    """One input or output of a program."""
-
-    name: str
-    """As the program calls it."""
-    dtype: Literal["float32", "int32"]
-    shape: list[int | Literal["batch"]]
-    """`batch` is any number from 1."""
-    minimum: float
-    """Smallest value."""
-    maximum: float
-    """Largest value."""
-    unit_norm: bool = False
-    """Whether every row has length 1."""
-
-
-class ImageContract(_Record):
-    """How a picture becomes the input of the image programs."""
-
-    input: TensorSpec
-    """RGB pixels divided by 255."""
-    output: TensorSpec
-    """Embeddings; compare by dot product."""
     color_order: Literal["RGB"] = "RGB"
-    layout: Literal["NCHW"] = "NCHW"
     size: PositiveInt
     """Width and height [pixels]."""
     orientation: Literal["exif"] = "exif"
@@ -97,13 +63,9 @@ class ImageContract(_Record):
     """A client that also normalizes gets wrong embeddings."""
 
 
-class TextContract(_Record):
+class TextContract(Record):
     """How a text becomes the input of the text programs."""
 
-    input: TensorSpec
-    """Token ids."""
-    output: TensorSpec
-    """Embeddings; compare by dot product."""
     tokenizer: Literal["clip-bpe", "hugging-face"]
     """`clip-bpe`: the files in `tokenizer/`; `hugging-face`: the model's own tokenizer files."""
     context_length: PositiveInt
@@ -122,7 +84,7 @@ class TextContract(_Record):
     """What a host does to the text before the tokenizer file, in order."""
 
 
-class File(_Record):
+class File(Record):
     """One file beside the contract."""
 
     path: RelativePath
@@ -139,9 +101,13 @@ class Program(File):
     tower: Tower
     format: str
     precision: str
-    kept_in_float: list[str] = []
+    input: TensorSpec
+    """Pixels or token ids, as this program takes them."""
+    output: TensorSpec
+    """Embeddings; compare by dot product."""
+    kept_in_float: list[str] = Field(default_factory=list)
     """Layers that a quantized program holds in float32, because its budget asked for it."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the exporter (for ONNX: opset)."""
     budget: PositiveFloat
     """Largest `error` allowed."""
@@ -151,7 +117,7 @@ class Program(File):
     """Proof on the evaluation samples; `mobileclip.formats.proof` defines each."""
 
 
-class Bank(_Record):
+class Bank(Record):
     """Class embeddings computed beforehand, with which an app needs no text program."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -175,7 +141,7 @@ class Attribution(manifest.Attribution):
     """Where each license of `license` can be read; empty = not known."""
 
 
-class Lineage(_Record):
+class Lineage(Record):
     """Where the student comes from."""
 
     student_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -186,7 +152,7 @@ class Lineage(_Record):
     """The checkpoint's own card."""
 
 
-class Contract(_Record):
+class Contract(Record):
     """Everything about one export."""
 
     schema_version: int = SCHEMA_VERSION
@@ -194,7 +160,7 @@ class Contract(_Record):
     """Architecture."""
     license: str
     """License of the weights."""
-    attributions: list[Attribution] = []
+    attributions: list[Attribution] = Field(default_factory=list)
     """Data, captioners, teachers and pretrained weights behind the student; empty in contracts of before."""
     embed_dim: PositiveInt
     """Width of the embeddings."""
@@ -204,7 +170,7 @@ class Contract(_Record):
     image: ImageContract
     text: TextContract
     programs: list[Program]
-    prompt_banks: list[Bank] = []
+    prompt_banks: list[Bank] = Field(default_factory=list)
     """Class embeddings computed beforehand."""
     files: list[File]
     """Tokenizer, golden values and all else beside the programs."""
@@ -214,16 +180,13 @@ class Contract(_Record):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        image, text = self.image, self.text
-        wrong = {
-            "image.input.shape": image.input.shape[1:] != [3, image.size, image.size],
-            "image.output.shape": image.output.shape[-1] != self.embed_dim,
-            "text.input.shape": text.input.shape[-1] != text.context_length,
-            "text.output.shape": text.output.shape[-1] != self.embed_dim,
-        }
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                raise ValueError(f"{name} disagrees with size, context_length or embed_dim")
+        rows = {"image": [3, self.image.size, self.image.size], "text": [self.text.context_length]}
+        for program in self.programs:
+            wanted = {"input": rows[program.tower], "output": [self.embed_dim]}
+            for name, spec in (("input", program.input), ("output", program.output)):
+                if spec.shape[1:] != wanted[name] or spec.shape[0] != program.input.shape[0]:
+                    shape = [program.input.shape[0], *wanted[name]]
+                    raise ValueError(f"{name} of {program.path} has the shape {spec.shape}, want {shape}")
         paths = [file.path for file in (*self.programs, *self.files)]
         doubles = sorted({path for path in paths if paths.count(path) > 1})
         if doubles or FILE_NAME in paths:

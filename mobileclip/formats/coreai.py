@@ -9,9 +9,7 @@ import torch
 
 from mobileclip.formats import environment
 from mobileclip.formats.coreai_engine import ENVIRONMENT, WORKER
-from mobileclip.formats.job import Job, Written, parts, trace
-
-BATCH = 1
+from mobileclip.formats.job import Job, Written, parts
 
 
 def versions() -> dict[str, str]:
@@ -26,7 +24,7 @@ def write(job: Job) -> Written:
         parts(module).half()
     with tempfile.TemporaryDirectory(prefix="mobileclip-coreai-") as name:
         exchange = Path(name)
-        torch.export.save(trace(module, job.example, batch=BATCH), exchange / "traced.pt2")
+        torch.export.save(job.traced(module), exchange / "traced.pt2")
         found = environment.run(ENVIRONMENT, WORKER, {"task": "convert", "names": list(job.names)}, exchange)
         shutil.move(exchange / "program.aimodel", job.path)
-    return Written({"batch": BATCH, "compute": job.precision}, {"operations": float(found["operations"])})
+    return Written({"batch": job.batch, "compute": job.precision}, {"operations": float(found["operations"])})

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mobileclip.errors import DataError, ExportError
 from mobileclip.formats import environment
-from mobileclip.formats.runtime import Encoder, Floats, refusal
+from mobileclip.formats.interface import Port
+from mobileclip.formats.runtime import Encoder, Floats, filled, refusal
 
 ENVIRONMENT = "coreai"
 WORKER = Path(__file__).with_name("coreai_worker.py")
@@ -35,7 +36,8 @@ def open_program(path: Path, threads: int) -> Encoder:
         DataError: It is no asset, or its interface is not a tower's.
     """
     del threads
-    tower, shape = _interface(path, _work({"task": "inspect"}, path)[0])
+    given, result = _interface(path, _work({"task": "inspect"}, path)[0])
+    batch = int(given.shape[0])
     known: dict[bytes, Floats] = {}
 
     def execute(rows: NDArray[np.generic]) -> Floats:
@@ -43,12 +45,14 @@ def open_program(path: Path, threads: int) -> Encoder:
         digests = [hashlib.sha256(row.tobytes()).digest() for row in rows]
         new = {digest: row for digest, row in zip(digests, rows, strict=True) if digest not in known}
         order = list(new)
-        for some in (order[start : start + _ROWS] for start in range(0, len(order), _ROWS)):
-            _, features = _work({"task": "run"}, path, np.stack([new[digest] for digest in some]))
-            known.update(zip(some, features, strict=True))
+        step = max(1, _ROWS // batch) * batch
+        for some in (order[start : start + step] for start in range(0, len(order), step)):
+            calls = filled(np.stack([new[digest] for digest in some]), batch)
+            _, features = _work({"task": "run", "batch": batch}, path, calls)
+            known.update(zip(some, features[: len(some)], strict=True))
         return np.stack([known[digest] for digest in digests])
 
-    return Encoder(tower, path, shape, execute)
+    return Encoder(path, given, result, execute)
 
 
 # The engine's beta dies in this way now and then, on a busy machine, with assets that it computes the next time.
@@ -76,8 +80,8 @@ def _work(
         return reply, np.empty(0, np.float32) if rows is None else np.load(exchange / "features.npy")
 
 
-def _interface(path: Path, found: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    """Tower and shape of its input without the batch."""
+def _interface(path: Path, found: dict[str, Any]) -> tuple[Port, Port]:
+    """Input and output of a tower."""
     main = found["functions"].get("main", {"inputs": [], "outputs": []})
     given, result = dict(main["inputs"]), dict(main["outputs"])
     tower = next(iter(given), "")
@@ -88,4 +92,5 @@ def _interface(path: Path, found: dict[str, Any]) -> tuple[str, tuple[int, ...]]
             f"programs: '{path.name}' has the functions {found['functions']}, want 'main' of 'image' (Float32) or "
             "'text' (Int32) to its features (Float32)."
         )
-    return tower, tuple(int(size) for size in arrays[0][2].split(" × "))[1:] if arrays[0] else ()
+    shapes = [tuple(int(size) for size in array[2].split(" × ")) for array in arrays if array]
+    return Port(tower, kinds[0].lower(), shapes[0]), Port(f"{tower}_features", kinds[1].lower(), shapes[1])

@@ -4,7 +4,7 @@ Its folder holds `request.json` with a `task`:
 
 - `convert`: `traced.pt2`, with the `names` of input and output, becomes `program.aimodel`;
 - `inspect`: the functions of the `asset`;
-- `run`: the `asset` computes each row of `rows.npy`; the results go to `features.npy`.
+- `run`: the `asset` computes the rows of `rows.npy`, `batch` per call; the results go to `features.npy`.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ def work(folder: Path) -> dict[str, Any]:
     asset = Path(request["asset"])
     if request["task"] == "inspect":
         return inspect(asset)
-    np.save(folder / "features.npy", asyncio.run(run(asset, np.load(folder / "rows.npy"))))
+    np.save(folder / "features.npy", asyncio.run(run(asset, np.load(folder / "rows.npy"), request["batch"])))
     return {}
 
 
@@ -66,12 +66,13 @@ def inspect(asset: Path) -> dict[str, Any]:
     }
 
 
-async def run(asset: Path, rows: np.ndarray) -> np.ndarray:
-    """Every row through the function `main`, one at a time."""
+async def run(asset: Path, rows: np.ndarray, batch: int) -> np.ndarray:
+    """All rows through the function `main`, `batch` at a time."""
     async with AIModelAsset.load(asset).executable() as model:
         main = model.load_function("main")
         (given,), (result,) = main.desc.input_names, main.desc.output_names
-        features = [(await main({given: NDArray(row[None])}))[result].numpy().copy() for row in rows]
+        calls = (rows[start : start + batch] for start in range(0, len(rows), batch))
+        features = [(await main({given: NDArray(call)}))[result].numpy().copy() for call in calls]
     return np.concatenate(features)
 
 

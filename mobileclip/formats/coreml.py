@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from torch.export import ExportedProgram
 
-from mobileclip.formats.job import Job, Written, trace
+from mobileclip.formats.job import Job, Written
 from mobileclip.formats.quiet import no_logging
 
-BATCH = 1
 _TARGET = "iOS17"
 
 
@@ -32,12 +31,13 @@ def versions() -> dict[str, str]:
 def write(job: Job) -> Written:
     """Write one package.
 
-    The image program takes a picture (`CVPixelBuffer`, RGB): Core ML divides by 255, the program normalizes.
+    The image program takes a picture (`CVPixelBuffer`): Core ML divides by 255, the program normalizes. Pictures come
+    one by one, so a program of several rows takes an array in 0-1.
     """
     with _quiet():
         from coremltools.optimize import coreml as optimize
 
-        model = _convert(trace(job.module, job.example, batch=BATCH), job)
+        model = _convert(job.traced(job.module), job)
         if job.precision == "int8_weights":
             terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=_SMALLEST)
             model = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=terms))
@@ -45,17 +45,17 @@ def write(job: Job) -> Written:
         model.save(str(job.path))
     _make_reproducible(job)
     compute = "float32" if job.precision == "float32" else "float16"
-    return Written({"batch": BATCH, "target": _TARGET, "compute": compute})
+    return Written({"batch": job.batch, "target": _TARGET, "compute": compute})
 
 
 def _convert(traced: ExportedProgram, job: Job) -> Any:
     import coremltools
 
-    shape = tuple(job.example[:BATCH].shape)
+    name, shape = job.names[0], tuple(job.given.shape)
     given = (
-        coremltools.ImageType(name=job.names[0], shape=shape, scale=1 / 255, color_layout=coremltools.colorlayout.RGB)
-        if job.tower == "image"
-        else coremltools.TensorType(name=job.names[0], shape=shape, dtype=np.int32)
+        coremltools.ImageType(name=name, shape=shape, scale=1 / 255, color_layout=coremltools.colorlayout.RGB)
+        if job.given.kind == "picture"
+        else coremltools.TensorType(name=name, shape=shape, dtype=np.dtype(job.given.dtype).type)
     )
     full = job.precision == "float32"
     return coremltools.convert(

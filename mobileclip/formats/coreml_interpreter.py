@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
 from mobileclip.formats.coreml_operations import OPERATIONS, Tensor
+from mobileclip.formats.interface import Port
 from mobileclip.formats.quiet import no_logging
 from mobileclip.formats.runtime import Encoder, Floats
 
@@ -33,17 +34,17 @@ def open_program(path: Path, threads: int) -> Encoder:
     """
     del threads
     program, description = _read(path)
-    tower, shape = _interface(path, program, description)
     function = program.functions["main"]
-    scale = 255.0 if tower == "image" else 1.0  # the contract's pixels are 0-1, a picture's are 0-255
+    given, result = _interface(path, function, description)
+    number = torch.int32 if given.dtype == "int32" else torch.float32
+    scale = 255 if given.kind == "picture" else 1  # pixels come in 0-1
 
     @torch.no_grad()
     def execute(rows: NDArray[np.generic]) -> Floats:
-        given = torch.from_numpy(np.ascontiguousarray(rows))
-        values = evaluate(function, {tower: given.float() * scale if tower == "image" else given.to(torch.int32)})
-        return values[f"{tower}_features"].float().numpy()
+        taken = torch.from_numpy(np.ascontiguousarray(rows)).to(number) * scale
+        return evaluate(function, {given.name: taken})[result.name].float().numpy()
 
-    return Encoder(tower, path, shape[1:], execute, shape[0])
+    return Encoder(path, given, result, execute)
 
 
 def operations(path: Path) -> list[str]:
@@ -113,18 +114,37 @@ def _read(path: Path) -> tuple[Any, Any]:
             raise DataError(f"programs: '{path.name}' is no readable Core ML package: {name}.") from None
 
 
-def _interface(path: Path, program: Any, description: Any) -> tuple[str, tuple[int, ...]]:
-    """Tower and input shape; input and output must be those of the contract."""
+def _interface(path: Path, function: Any, description: Any) -> tuple[Port, Port]:
+    """Input and output of a tower as the package describes them to an app, which its program must agree with."""
     given, results = list(description.input), list(description.output)
     tower = given[0].name if len(given) == 1 else ""
     if tower not in {"image", "text"} or [out.name for out in results] != [f"{tower}_features"]:
         names = [*(g.name for g in given), *(r.name for r in results)]
         raise DataError(f"programs: '{path.name}' has inputs and outputs {names}, want one tower's.")
-    kind = given[0].type.WhichOneof("Type")
-    if kind != ("imageType" if tower == "image" else "multiArrayType"):
-        raise DataError(f"programs: '{path.name}' takes {kind} as {tower}, want a picture or token ids.")
-    shape = tuple(int(size) for size in program.functions["main"].inputs[tower].shape)
-    return tower, shape
+    inside = tuple(int(size) for size in function.inputs[tower].shape)
+    ports = _port(path, given[0]), _port(path, results[0])
+    computed = {out.name: tuple(int(size) for size in out.shape) for out in function.outputs}
+    for port, shape in zip(ports, (inside, computed.get(ports[1].name)), strict=True):
+        if port.shape != shape:
+            raise DataError(f"programs: '{path.name}' describes {port}, but its program has the shape {shape}.")
+    return ports
+
+
+def _port(path: Path, feature: Any) -> Port:
+    """One input or output of a package's description."""
+    kind = feature.type.WhichOneof("Type")
+    if kind == "imageType":
+        picture = feature.type.imageType
+        color = picture.ColorSpace.Name(picture.colorSpace)
+        if color != "RGB" or picture.WhichOneof("SizeFlexibility"):
+            raise DataError(f"programs: '{path.name}' takes a {color} picture as {feature.name}, want RGB of one size.")
+        return Port(feature.name, "uint8", (1, 3, int(picture.height), int(picture.width)), "picture")
+    if kind != "multiArrayType":
+        raise DataError(f"programs: '{path.name}' has {kind} as {feature.name}, want a picture or an array.")
+    array = feature.type.multiArrayType
+    return Port(
+        feature.name, array.ArrayDataType.Name(array.dataType).lower(), tuple(int(size) for size in array.shape)
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -12,12 +12,10 @@ from executorch.exir import to_edge_transform_and_lower
 from torch import nn
 
 from mobileclip.formats import pt2e
-from mobileclip.formats.job import Job, Written, parts, trace
+from mobileclip.formats.job import Job, Written, parts
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.sensitivity import Choice, choose
 from mobileclip.formats.tables import with_int8_table
-
-BATCH = 1
 
 
 def versions() -> dict[str, str]:
@@ -32,14 +30,14 @@ def write(job: Job) -> Written:
         module, choice = _calibrated(job)
     else:
         module = _module(job)
-    source = trace(module, job.example, batch=BATCH)
+    source = job.traced(module)
     edge = to_edge_transform_and_lower(source, partitioner=[XnnpackPartitioner()])
     info = get_delegation_info(edge.exported_program().graph_module)
     job.path.write_bytes(edge.to_executorch().buffer)
     taken, left = int(info.num_delegated_nodes), int(info.num_non_delegated_nodes)
     figures = {"delegated": round(taken / max(taken + left, 1), 4), "subgraphs": float(info.num_delegated_subgraphs)}
     figures |= choice.figures
-    return Written({"backend": "xnnpack", "batch": BATCH}, figures, choice.keep, choice.alone)
+    return Written({"backend": "xnnpack", "batch": job.batch}, figures, choice.keep, choice.alone)
 
 
 def _module(job: Job) -> nn.Module:
@@ -48,19 +46,19 @@ def _module(job: Job) -> nn.Module:
     if job.precision == "float16":
         return half(job.module)
     tower = pt2e.without_norms(with_int8_table(job.module))
-    return pt2e.dynamic(trace(tower, job.example, batch=BATCH).module(), job.example[:BATCH])
+    return pt2e.dynamic(job.traced(tower).module(), job.example[: job.batch])
 
 
 def _calibrated(job: Job) -> tuple[nn.Module, Choice]:
     """Static int8; over its budget it gets its worst layers back in float32, by the rounded graph in PyTorch."""
-    tower, reference = pt2e.without_norms(job.module), job.calibration()
-    source = pt2e.Ranged(trace(tower, job.example, batch=BATCH).module(), job.calibration_rows())
+    tower, wanted = pt2e.without_norms(job.module), job.calibration().features(job.tower)
+    source = pt2e.Ranged(job.traced(tower).module(), job.calibration_calls())
 
     def error_of(keep: Sequence[str]) -> float:
         module = source.quantize(keep=keep)
         with torch.no_grad():
-            rows = [module(row).numpy() for row in job.calibration_rows().split(BATCH)]  # type: ignore[no-untyped-call]
-        return relative_error(np.concatenate(rows), reference.features(job.tower))
+            got = np.concatenate([module(call).numpy() for call in job.calibration_calls()])
+        return relative_error(got[: len(wanted)], wanted)
 
     if job.config.max_kept == 0:
         return source.quantize(), Choice([], 0.0, {})

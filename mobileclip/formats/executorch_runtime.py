@@ -9,9 +9,10 @@ from executorch.runtime import Runtime, Verification
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
+from mobileclip.formats.interface import Port
 from mobileclip.formats.runtime import Encoder, Floats, refusal
 
-_INTEGERS = {3: np.int32}  # ExecuTorch's number of the type
+_TYPES = {3: "int32", 6: "float32"}  # ExecuTorch's numbers of types
 
 
 def open_program(path: Path, threads: int) -> Encoder:
@@ -33,13 +34,21 @@ def open_program(path: Path, threads: int) -> Encoder:
         raise refusal("ExecuTorch", path, error) from None
     if method is None:
         raise DataError(f"programs: '{path.name}' has no method 'forward'.")
-    given = method.metadata.input_tensor_meta(0)
-    sizes = [int(size) for size in given.sizes()]
-    tower = "text" if int(given.dtype()) in _INTEGERS else "image"
+    counts = (method.metadata.num_inputs(), method.metadata.num_outputs())
+    if counts != (1, 1):
+        raise DataError(f"programs: '{path.name}' has {counts[0]} inputs and {counts[1]} outputs, want one of each.")
+    metas = (method.metadata.input_tensor_meta(0), method.metadata.output_tensor_meta(0))
+    kinds = [_TYPES.get(int(meta.dtype()), str(meta.dtype())) for meta in metas]
+    tower = "text" if kinds[0] == "int32" else "image"  # a program of ExecuTorch has no names
+    names = (tower, f"{tower}_features")
+    given, result = (
+        Port(name, kind, tuple(int(size) for size in meta.sizes()))
+        for name, kind, meta in zip(names, kinds, metas, strict=True)
+    )
 
     def execute(rows: NDArray[np.generic]) -> Floats:
         # The program must outlive its method, and the output's memory belongs to the method.
-        result: Floats = method.execute([torch.from_numpy(np.ascontiguousarray(rows))])[0].numpy().copy()
-        return result if program is not None else result[:0]
+        features: Floats = method.execute([torch.from_numpy(np.ascontiguousarray(rows))])[0].numpy().copy()
+        return features if program is not None else features[:0]
 
-    return Encoder(tower, path, tuple(sizes[1:]), execute, sizes[0])
+    return Encoder(path, given, result, execute)

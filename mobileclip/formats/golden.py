@@ -71,7 +71,7 @@ def picture(size: int) -> NDArray[np.uint8]:
 
 
 def _own(values: dict[str, Any], program: Program, folder: Path, size: int) -> list[list[float]]:
-    """What a program itself makes of the golden values: a lossy one is held to its own answers, not to the student's."""
+    """What a program itself makes of the golden values: a lossy one is held to its own answers."""
     pixels, tokens = picture(size).astype(np.float32) / 255, np.array(values["tokens"], np.int32)
     rows: NDArray[Any] = pixels if program.tower == "image" else tokens
     got = encode_in_batches(load_program(folder / program.path, threads=1), rows, BATCH)

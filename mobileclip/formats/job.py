@@ -11,8 +11,9 @@ from torch.export import ExportedProgram
 
 from mobileclip.config import Export
 from mobileclip.formats.contract import Tower
+from mobileclip.formats.interface import ANY_ROWS, TensorSpec
 from mobileclip.formats.proof import Reference, encode_in_batches, relative_error
-from mobileclip.formats.runtime import load_program
+from mobileclip.formats.runtime import filled, load_program
 from mobileclip.formats.towers import ImageTower
 
 BATCH = 8
@@ -27,7 +28,8 @@ class Job:
         precision: As in `export.precisions`.
         module: The tower in float32.
         example: Input rows of the tower.
-        names: Names of input and output.
+        given: Its input, as the contract will state it.
+        result: Its output.
         path: Where the program goes.
         config: The `export` section.
         budget: Largest error allowed.
@@ -38,11 +40,31 @@ class Job:
     precision: str
     module: nn.Module
     example: torch.Tensor
-    names: tuple[str, str]
+    given: TensorSpec
+    result: TensorSpec
     path: Path
     config: Export
     budget: float
     calibration: Callable[[], Reference]
+
+    @property
+    def batch(self) -> int:
+        """Rows per call; 0 = any."""
+        rows = self.given.shape[0]
+        return 0 if isinstance(rows, str) else rows
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of input and output."""
+        return self.given.name, self.result.name
+
+    def traced(self, module: nn.Module) -> ExportedProgram:
+        """The tower, or a rewrite of it, as a `torch.export` program for as many rows as a call takes."""
+        return trace(module, self.example, batch=self.batch)
+
+    def calibration_calls(self) -> tuple[torch.Tensor, ...]:
+        """`calibration_rows` as a program takes them: the last call is filled with copies of the first row."""
+        return torch.from_numpy(filled(self.calibration().inputs(self.tower), self.batch)).split(self.batch)  # type: ignore[no-untyped-call]
 
     def calibration_rows(self) -> torch.Tensor:
         """Inputs of this tower that are no inputs of the proof, [samples, ...]."""
@@ -73,15 +95,17 @@ class Written:
 
 
 def trace(module: nn.Module, example: torch.Tensor, *, batch: int) -> ExportedProgram:
-    """The common source of the formats: the tower as a `torch.export` program (torch's ONNX exporter makes its own).
+    """The common source of all formats: the tower as a `torch.export` program.
 
     Args:
         module: A tower of `mobileclip.formats.towers`, or a rewrite of one.
-        example: Rows of input.
-        batch: Rows per call.
+        example: Rows of input; two or more where any number may come, so that theirs is not taken for a constant.
+        batch: Rows per call; 0 = any.
     """
     with torch.no_grad():
-        return torch.export.export(module, (example[:batch],))
+        if batch:
+            return torch.export.export(module, (example[:batch],))
+        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim(ANY_ROWS)},))
 
 
 def parts(tower: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mobileclip.errors import ExportError
-from mobileclip.formats.runtime import Encoder, load_program
+from mobileclip.formats.runtime import Encoder, filled, load_program
 
 EAGER = "eager"
 WARM_UP = 3
@@ -27,31 +27,31 @@ MAX_SECONDS = 30
 
 
 def measure(
-    programs: Mapping[str, Path], tower: nn.Module, row: NDArray[np.generic], *, rounds: int, threads: int
+    programs: Mapping[str, Path], tower: nn.Module, rows: NDArray[np.generic], *, rounds: int, threads: int
 ) -> dict[str, Any]:
-    """Time one row through every program and through the tower itself.
+    """Time one call through every program and through the tower itself.
 
     Args:
         programs: Program files by name.
         tower: The folded tower in PyTorch float32.
-        row: One input, with its batch axis.
+        rows: Input of one call, with its batch axis; as many rows as each program takes.
         rounds: Measured turns of each, after a few that are not; fewer after half a minute.
         threads: Threads of each.
 
     Returns:
-        By name, and for `eager`: `p50_ms`, `p95_ms`, `ratio` to eager's p50; for programs also `load_ms`.
+        By name, and for `eager`, of one row: `p50_ms`, `p95_ms`, `ratio` to eager's p50; for programs also `load_ms`.
     """
-    turns: dict[str, Callable[[], object]] = {EAGER: functools.partial(eager, tower, row)}
+    turns: dict[str, Callable[[], object]] = {EAGER: functools.partial(eager, tower, rows)}
     load_ms: dict[str, float] = {}
     for name, path in programs.items():
         started = time.perf_counter()
         encoder = load_program(path, threads=threads)
         load_ms[name] = (time.perf_counter() - started) * 1e3
-        turns[name] = turn(encoder, row)
+        turns[name] = turn(encoder, rows)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        times = interleave(turns, rounds)
+        times = {name: spent / len(rows) for name, spent in interleave(turns, rounds).items()}
     finally:
         torch.set_num_threads(before)
     base = float(np.median(times[EAGER]))
@@ -71,9 +71,9 @@ class EagerText(nn.Module):
         return self.model.encode_text(text, normalize=True)  # type: ignore[operator, no-any-return]
 
 
-def turn(encoder: Encoder, row: NDArray[np.generic]) -> Callable[[], object]:
-    """One call of a program, with as many copies of the row as it takes."""
-    return functools.partial(encoder.execute, row.repeat(max(1, encoder.batch), axis=0))
+def turn(encoder: Encoder, rows: NDArray[np.generic]) -> Callable[[], object]:
+    """One call of a program, filled with copies of the first row where it takes more than there are."""
+    return functools.partial(encoder.execute, filled(rows, encoder.batch))
 
 
 def resources(path: Path) -> dict[str, float]:

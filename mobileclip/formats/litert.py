@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from mobileclip.formats import environment
-from mobileclip.formats.job import Job, Written, trace
+from mobileclip.formats.job import Job, Written
 
-BATCH = 1
 ENVIRONMENT = "litert"
 _WORKER = Path(__file__).with_name("litert_worker.py")
 
@@ -24,10 +23,10 @@ def write(job: Job) -> Written:
     """Trace the tower here, convert and quantize it in the converter's environment."""
     with tempfile.TemporaryDirectory(prefix="mobileclip-litert-") as name:
         exchange = Path(name)
-        torch.export.save(trace(job.module, job.example, batch=BATCH), exchange / "traced.pt2")
+        torch.export.save(job.traced(job.module), exchange / "traced.pt2")
         if job.precision == "int8_static":
-            np.save(exchange / "calibration.npy", job.calibration_rows().numpy())
+            np.save(exchange / "calibration.npy", torch.stack(job.calibration_calls()).numpy())
         request = {"names": list(job.names), "precision": job.precision}
         environment.run(ENVIRONMENT, _WORKER, request, exchange)
         shutil.copyfile(exchange / "program.tflite", job.path)
-    return Written({"batch": BATCH})
+    return Written({"batch": job.batch})

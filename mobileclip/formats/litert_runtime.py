@@ -1,12 +1,15 @@
 """Run LiteRT programs in the real runtime."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
+from mobileclip.formats.interface import Port
 from mobileclip.formats.runtime import Encoder, Floats, refusal
 
 
@@ -29,11 +32,19 @@ def open_program(path: Path, threads: int) -> Encoder:
     if list(details) not in (["image"], ["text"]):
         raise DataError(f"programs: '{path.name}' has inputs {list(details)}, want one input, 'image' or 'text'.")
     name = next(iter(details))
-    sizes = [int(size) for size in details[name]["shape"]]
+    results = runner.get_output_details()
+    if list(results) != [f"{name}_features"]:
+        raise DataError(f"programs: '{path.name}' has outputs {list(results)}, want one, '{name}_features'.")
+    given, result = _port(details), _port(results)
 
     def execute(rows: NDArray[np.generic]) -> Floats:
         # The runner reads its interpreter through a weak reference.
-        result: Floats = next(iter(runner(**{name: rows}).values())) if interpreter else np.empty(0, np.float32)
-        return result
+        features: Floats = next(iter(runner(**{name: rows}).values())) if interpreter else np.empty(0, np.float32)
+        return features
 
-    return Encoder(name, path, tuple(sizes[1:]), execute, sizes[0])
+    return Encoder(path, given, result, execute)
+
+
+def _port(details: Mapping[str, Mapping[str, Any]]) -> Port:
+    (name, about), *_ = details.items()
+    return Port(name, np.dtype(about["dtype"]).name, tuple(int(size) for size in about["shape"]))

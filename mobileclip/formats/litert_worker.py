@@ -1,7 +1,7 @@
 """Worker of `mobileclip.formats.litert`: runs in the converter's environment and imports nothing of the project.
 
 Its folder holds `traced.pt2`, `request.json` (`names` of input and output, `precision`) and, for `int8_static`,
-`calibration.npy` with input rows; it leaves `program.tflite` and `reply.json`.
+`calibration.npy` with input rows [calls, rows, ...]; it leaves `program.tflite` and `reply.json`.
 """
 
 import json
@@ -92,8 +92,7 @@ def _quantize(path: Path, precision: str, calibration: Path, name: str) -> None:
     tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
     ranges = None
     if tool.need_calibration:
-        rows = np.load(calibration)
-        inputs = [{name: rows[index : index + 1]} for index in range(len(rows))]
+        inputs = [{name: rows} for rows in np.load(calibration)]
         ranges = tool.calibrate({SIGNATURE: inputs}, num_threads=1)
     tool.quantize(ranges).export_model(str(path), overwrite=True)
 

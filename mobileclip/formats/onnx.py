@@ -22,7 +22,8 @@ from torch import nn
 from mobileclip.errors import ExportError
 from mobileclip.formats import int4
 from mobileclip.formats import quantize as calibrated
-from mobileclip.formats.job import Job, Written, parts
+from mobileclip.formats.interface import ANY_ROWS
+from mobileclip.formats.job import Job, Written, parts, trace
 from mobileclip.formats.quiet import no_logging
 from mobileclip.formats.sensitivity import Choice, choose
 
@@ -41,7 +42,7 @@ def versions() -> dict[str, str]:
 
 def write(job: Job) -> Written:
     """Write one program; an int8 one over its budget gets its worst layers back in float32."""
-    settings = {"opset": job.config.opset, "batch": job.config.batch or "any"}
+    settings = {"opset": job.config.opset, "batch": job.batch or "any"}
     if job.precision not in {"int8", "int8_static"}:
         save(_plain(job), job.path)
         return Written(settings)
@@ -74,7 +75,7 @@ def _float32(job: Job) -> onnx.ModelProto:
 
 
 def _exported(job: Job, module: nn.Module) -> onnx.ModelProto:
-    return export(module, example=job.example, names=job.names, opset=job.config.opset, batch=job.config.batch)
+    return export(module, example=job.example, names=job.names, opset=job.config.opset, batch=job.batch)
 
 
 def _mixed(job: Job, layers: Sequence[str], quantized: Callable[[Sequence[str]], onnx.ModelProto]) -> Choice:
@@ -99,7 +100,7 @@ def export(
 
     Args:
         tower: A module of `mobileclip.formats.towers`.
-        example: An input of at least two rows, so that the batch is not taken for a constant.
+        example: Input rows, as `job.trace` wants them.
         names: Names of input and output.
         opset: ONNX operator set.
         batch: Rows per call; 0 = any.
@@ -112,8 +113,8 @@ def export(
     """
     with torch.no_grad(), no_logging():
         program = torch.onnx.export(
-            tower, (example[:batch] if batch else example,), dynamo=True, opset_version=opset, input_names=[names[0]],
-            output_names=[names[1]], dynamic_shapes=None if batch else ({0: torch.export.Dim("batch")},), verbose=False,
+            trace(tower, example, batch=batch), dynamo=True, opset_version=opset, input_names=[names[0]],
+            output_names=[names[1]], dynamic_shapes=None if batch else ({0: ANY_ROWS},), verbose=False,
         )  # fmt: skip
     if program is None:
         raise ExportError(f"{names[1]}: torch gave no ONNX program.")

@@ -1,12 +1,14 @@
 """Run ONNX programs in ONNX Runtime."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
+from mobileclip.formats.interface import ANY_ROWS, Port
 from mobileclip.formats.runtime import Encoder, Floats, refusal
 
 _ERRORS = (
@@ -42,12 +44,19 @@ def open_program(path: Path, threads: int) -> Encoder:
     given, output = session.get_inputs()[0], session.get_outputs()[0]
     if len(session.get_inputs()) != 1 or given.name not in {"image", "text"}:
         raise DataError(f"programs: '{path.name}' has input '{given.name}', want one input, 'image' or 'text'.")
-    name, tower = str(given.name), str(given.name)
-    shape = tuple(int(d) for d in given.shape[1:])
-    batch = given.shape[0] if isinstance(given.shape[0], int) else 0
+    name = str(given.name)
 
     def execute(rows: NDArray[np.generic]) -> Floats:
         result: Floats = session.run([output.name], {name: rows})[0]
         return result
 
-    return Encoder(tower, path, shape, execute, batch)
+    return Encoder(path, _port(given), _port(output), execute)
+
+
+def _port(value: Any) -> Port:
+    rows, *rest = value.shape
+    kind = _TYPES.get(value.type, str(value.type))
+    return Port(str(value.name), kind, (rows if isinstance(rows, int) else ANY_ROWS, *rest))
+
+
+_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}

@@ -7,19 +7,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from mobileclip.config import Export
-from mobileclip.errors import ConfigError
+from mobileclip.errors import ConfigError, ExportError
 from mobileclip.formats import contract, environment, proof, registry, sensitivity
 from mobileclip.formats.contract import Program, Tower
+from mobileclip.formats.interface import Kind, TensorSpec, disagreement
 from mobileclip.formats.job import BATCH, Job, Written
 from mobileclip.formats.proof import Reference
-from mobileclip.formats.runtime import load_program
+from mobileclip.formats.runtime import filled, load_program
 from mobileclip.formats.towers import IMAGE_INPUT, IMAGE_OUTPUT, TEXT_INPUT, TEXT_OUTPUT, Towers
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ LAYERS_FILE = "layers.json"
 TOWERS: tuple[Tower, ...] = ("image", "text")
 STATIC = "int8_static"
 NAMES = {"image": (IMAGE_INPUT, IMAGE_OUTPUT), "text": (TEXT_INPUT, TEXT_OUTPUT)}
+# Type and largest value of pixels.
+_PIXELS: dict[Kind, tuple[Literal["float32", "uint8"], float]] = {"array": ("float32", 1), "picture": ("uint8", 255)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Plan:
     tower: Tower
     format: str
     precision: str
+
+    def rows(self, config: Export) -> int:
+        """Rows per call; 0 = any."""
+        return registry.FORMATS[self.format].rows(config.batch)
 
     @property
     def file_name(self) -> str:
@@ -109,7 +116,7 @@ def write(
     config: Export,
     towers: Towers,
     *,
-    example: torch.Tensor,
+    reference: Reference,
     folder: Path,
     calibrate: Callable[[], Reference],
 ) -> Written:
@@ -119,16 +126,36 @@ def write(
         item: Which.
         config: The `export` section.
         towers: The student, split.
-        example: At least two input rows of its tower.
+        reference: Samples, of which the tower is traced with some, and the student's own embeddings.
         folder: Where the file goes.
         calibrate: Draws samples that are not those of the proof.
     """
+    rows = item.rows(config)
+    # Two at the least, so that an exporter does not take their number for a constant.
+    example = torch.from_numpy(filled(reference.inputs(item.tower)[: max(2, rows)], rows))
     job = Job(
-        item.tower, item.precision, getattr(towers, item.tower), example, NAMES[item.tower], folder / item.file_name,
-        config, budgets(config)[item.precision], calibrate,
+        item.tower, item.precision, getattr(towers, item.tower), example, *interface(item, config, towers, reference),
+        folder / item.file_name, config, budgets(config)[item.precision], calibrate,
     )  # fmt: skip
     written: Written = registry.writer(item.format).write(job)
     return written
+
+
+def interface(item: Plan, config: Export, towers: Towers, reference: Reference) -> tuple[TensorSpec, TensorSpec]:
+    """What a program takes and gives, for its contract."""
+    count = item.rows(config)
+    rows: int | Literal["batch"] = count or "batch"
+    kind = registry.FORMATS[item.format].input_kind(item.tower, count)
+    name, result = NAMES[item.tower]
+    tables = [m.num_embeddings for m in towers.text.modules() if isinstance(m, nn.Embedding)]
+    maximum = max(tables) - 1 if item.tower == "text" else _PIXELS[kind][1]
+    given = TensorSpec(
+        name=name, kind=kind, dtype="int32" if item.tower == "text" else _PIXELS[kind][0], minimum=0, maximum=maximum,
+        shape=[rows, *reference.inputs(item.tower).shape[1:]],
+    )  # fmt: skip
+    width = reference.features(item.tower).shape[1]
+    features = TensorSpec(name=result, dtype="float32", shape=[rows, width], minimum=-1, maximum=1, unit_norm=True)
+    return given, features
 
 
 def _write_and_prove(
@@ -141,25 +168,29 @@ def _write_and_prove(
     tuned: Callable[[], Towers] | None,
 ) -> tuple[Program, Written]:
     path = folder / item.file_name
-    example = torch.from_numpy(reference.inputs(item.tower)[: max(2, config.batch)])
     before: dict[str, float] = {}
     if tuned is not None and item.precision == STATIC:
-        before = _post_training(item, config, towers, reference, example, calibrate)
+        before = _post_training(item, config, towers, reference, calibrate)
     if tuned is not None and before:
         # In a folder of its own: exporters start from the float32 program of the tower beside them.
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            made = write(item, config, tuned(), example=example, folder=Path(name), calibrate=calibrate)
+            made = write(item, config, tuned(), reference=reference, folder=Path(name), calibrate=calibrate)
             (Path(name) / item.file_name).replace(path)
     else:
-        made = write(item, config, towers, example=example, folder=folder, calibrate=calibrate)
-    figures = {**proof.prove(load_program(path, threads=1), item.tower, reference), **made.figures, **before}
+        made = write(item, config, towers, reference=reference, folder=folder, calibrate=calibrate)
+    encode = load_program(path, threads=1)
+    given, result = interface(item, config, towers, reference)
+    if wrong := disagreement((encode.given, encode.result), (given, result)):
+        raise ExportError(f"export: program '{item.file_name}' {wrong}; nothing was published.")
+    figures = {**proof.prove(encode, item.tower, reference), **made.figures, **before}
     budget = budgets(config)[item.precision]
     logger.info("%s: error %.3g of %g", item.file_name, figures["error"], budget)
     proof.check(item.file_name, figures, budget, layers=sensitivity.describe(made.layers))
     settings = made.settings | ({"qat_steps": config.qat_steps} if before else {})
     program = Program(
-        tower=item.tower, format=item.format, precision=item.precision, kept_in_float=sorted(made.keep),
-        settings=settings, budget=budget, executed=registry.FORMATS[item.format].executed, figures=figures,
+        tower=item.tower, format=item.format, precision=item.precision, input=given, output=result,
+        kept_in_float=sorted(made.keep), settings=settings, budget=budget,
+        executed=registry.FORMATS[item.format].executed, figures=figures,
         **contract.describe(path, root=folder).model_dump(),
     )  # fmt: skip
     return program, made
@@ -170,13 +201,12 @@ def _post_training(
     config: Export,
     towers: Towers,
     reference: Reference,
-    example: torch.Tensor,
     calibrate: Callable[[], Reference],
 ) -> dict[str, float]:
     """Figures of the static int8 program of the tower as it is, no layer kept; empty where it meets its budget."""
     plain = config.model_copy(update={"max_kept": 0.0})
     with tempfile.TemporaryDirectory(prefix="mobileclip-int8-") as name:
-        write(item, plain, towers, example=example, folder=Path(name), calibrate=calibrate)
+        write(item, plain, towers, reference=reference, folder=Path(name), calibrate=calibrate)
         encode = load_program(Path(name) / item.file_name, threads=1)
         # Whether to train is decided on the calibration samples: the proof's must have no say in it.
         drawn = calibrate()

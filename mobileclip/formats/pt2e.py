@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 
 import torch
@@ -36,19 +36,19 @@ def dynamic(traced: GraphModule, row: torch.Tensor) -> GraphModule:
 class Ranged:
     """A traced tower with the ranges of its values, to be quantized layer by layer."""
 
-    def __init__(self, traced: GraphModule, rows: torch.Tensor) -> None:
+    def __init__(self, traced: GraphModule, calls: Iterable[torch.Tensor]) -> None:
         """Run the samples through the tower.
 
         Args:
-            traced: The tower for one row per call, without batch norms.
-            rows: Input samples [samples, ...].
+            traced: The tower, without batch norms.
+            calls: Input samples, [rows, ...] of as many rows as the tower was traced for.
         """
         self.layers = [name for name in map(_name, traced.graph.nodes) if name]
         self._traced = traced
         prepared = _prepare(traced)
         with torch.no_grad():
-            for row in rows.split(1):  # type: ignore[no-untyped-call]
-                prepared(row)
+            for call in calls:
+                prepared(call)
             self._observers = {seen: _settled(getattr(prepared, target)) for seen, target in _observers(prepared)}
 
     def quantize(self, *, keep: Sequence[str] = ()) -> GraphModule:

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from mobileclip.formats.quiet import no_logging
+from mobileclip.formats.runtime import filled
 
 LAYERS = ("Conv", "MatMul", "Gemm")
 _RANGES, _SOURCE, _TARGET = "ranges.json", "float.onnx", "int8.onnx"
@@ -35,7 +36,8 @@ class Calibrated:
         self.layers = layers(model)
         self._folder = folder
         onnx.save(model, folder / _SOURCE)
-        self._reader = _Rows(model.graph.input[0].name, rows)
+        given = model.graph.input[0]
+        self._reader = _Rows(given.name, rows, given.type.tensor_type.shape.dim[0].dim_value or 1)
         self.quantize(keep=self.layers[1:])  # the first run writes the ranges, the others read them
 
     def quantize(self, *, keep: Sequence[str] = ()) -> onnx.ModelProto:
@@ -97,10 +99,11 @@ def _store_int8(graph: onnx.GraphProto, tensor: onnx.TensorProto, *, axis: int) 
 
 
 class _Rows(CalibrationDataReader):  # type: ignore[misc]
-    """Samples one at a time, in order."""
+    """Samples in order, as many at a time as the program takes."""
 
-    def __init__(self, name: str, rows: NDArray[np.generic]) -> None:
-        self._rows = ({name: rows[index : index + 1]} for index in range(len(rows)))
+    def __init__(self, name: str, rows: NDArray[np.generic], batch: int) -> None:
+        whole = filled(rows, batch)
+        self._rows = ({name: whole[start : start + batch]} for start in range(0, len(whole), batch))
 
     def get_next(self) -> dict[str, Any] | None:
         """The next sample, or None."""

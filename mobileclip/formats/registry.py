@@ -12,6 +12,7 @@ from types import ModuleType
 
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.formats.contract import Tower
+from mobileclip.formats.interface import Kind
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Format:
         packages: Import names that must be there, in writing and in running.
         precisions: What each tower can be written in.
         executed: Whether its own runtime runs it here; otherwise it is emulated operation by operation.
-        batch: Rows per call; 0 = any.
+        any_rows: Whether a program can take any number of rows; otherwise every call takes as many as it was made for.
+        pictures: Whether an image program of one row takes a picture instead of an array.
         environment: Name of the environment its exporter runs in; empty = this one.
     """
 
@@ -39,8 +41,17 @@ class Format:
     packages: tuple[str, ...]
     precisions: Mapping[Tower, tuple[str, ...]]
     executed: bool = True
-    batch: int = 0
+    any_rows: bool = False
+    pictures: bool = False
     environment: str = ""
+
+    def rows(self, batch: int) -> int:
+        """Rows per call of its programs, where `export.batch` asks for `batch`; 0 = any."""
+        return batch or (0 if self.any_rows else 1)
+
+    def input_kind(self, tower: Tower, rows: int) -> Kind:
+        """What a program of that tower takes; a runtime that takes pictures takes them one by one."""
+        return "picture" if self.pictures and tower == "image" and rows == 1 else "array"
 
 
 FORMATS: dict[str, Format] = {
@@ -50,27 +61,28 @@ FORMATS: dict[str, Format] = {
             "onnx", ".onnx", "onnx", "onnx_runtime", "export", ("onnx", "onnxruntime", "onnxscript"),
             {"image": ("float32", "float16", "int8_static", "int8_weights"),
              "text": ("float32", "float16", "int8", "int8_weights", "int4_weights")},
+            any_rows=True,
         ),
         Format(
             "executorch", ".pte", "executorch", "executorch_runtime", "executorch", ("executorch", "torchao"),
             # Half precision of the image tower is beyond its budget in this runtime's own kernels.
-            {"image": ("float32", "int8_static"), "text": ("float32", "float16", "int8")}, batch=1,
+            {"image": ("float32", "int8_static"), "text": ("float32", "float16", "int8")},
         ),
         Format(
             "litert", ".tflite", "litert", "litert_runtime", "litert", ("ai_edge_litert",),
             {"image": ("float32", "float16", "int8_static", "int8_weights"),
              "text": ("float32", "float16", "int8", "int8_weights")},
-            batch=1, environment="litert",
+            environment="litert",
         ),
         Format(
             "coreml", ".mlpackage", "coreml", "coreml_interpreter", "coreml", ("coremltools",),
             {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
-            executed=False, batch=1,
+            executed=False, pictures=True,
         ),
         Format(
             "coreai", ".aimodel", "coreai", "coreai_engine", "train", (),
             {"image": ("float32", "float16"), "text": ("float32", "float16")},
-            executed=False, batch=1, environment="coreai",
+            executed=False, environment="coreai",
         ),
     )
 }  # fmt: skip

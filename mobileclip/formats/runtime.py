@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileclip.errors import DataError
+from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats import contract, registry
 from mobileclip.formats.contract import Contract
+from mobileclip.formats.interface import Port, disagreement
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -24,18 +25,32 @@ class Encoder:
     """One loaded program.
 
     Attributes:
-        tower: `image` or `text`.
         path: Its file.
-        shape: Input shape without the batch.
-        execute: Checked input array to unit-norm embeddings [batch, dim].
-        batch: Rows that `execute` takes at a time; 0 = any number.
+        given: Its input, as the file says.
+        result: Its output.
+        execute: Checked input array to unit-norm embeddings [batch, dim]; pixels in 0-1 also where it takes a picture.
     """
 
-    tower: str
     path: Path
-    shape: tuple[int, ...]
+    given: Port
+    result: Port
     execute: Callable[[NDArray[np.generic]], Floats]
-    batch: int = 0
+
+    @property
+    def tower(self) -> str:
+        """`image` or `text`."""
+        return self.given.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Input shape without the batch."""
+        return tuple(int(size) for size in self.given.shape[1:])
+
+    @property
+    def batch(self) -> int:
+        """Rows that `execute` takes at a time; 0 = any number."""
+        rows = self.given.shape[0]
+        return 0 if isinstance(rows, str) else rows
 
     def __call__(self, rows: NDArray[np.generic]) -> Floats:
         """Encode a batch.
@@ -55,9 +70,8 @@ class Encoder:
         typed = rows.astype(np.float32 if self.tower == "image" else np.int32, copy=False)
         if not self.batch:
             return self.execute(typed)
-        filled = np.concatenate([typed, typed[:1].repeat(-len(typed) % self.batch, axis=0)])
-        calls = [self.execute(filled[start : start + self.batch]) for start in range(0, len(filled), self.batch)]
-        return np.concatenate(calls)[: len(typed)]
+        calls = np.split(filled(typed, self.batch), range(self.batch, len(typed), self.batch))
+        return np.concatenate([self.execute(call) for call in calls])[: len(typed)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ def load(
 
     Raises:
         DataError: There is no such program.
-        IntegrityError: A file is not the one the contract was written for.
+        IntegrityError: A file is not the one the contract was written for, or not what it says.
     """
     path = Path(path)
     if path.is_file() or path.suffix in PACKAGES:
@@ -116,6 +130,9 @@ def load(
         "text": terms.program("text", precision=text, format=format),
     }
     loaded = {tower: load_program(contract.check(path, file), threads=threads) for tower, file in files.items()}
+    for tower, file in files.items():
+        if wrong := disagreement((loaded[tower].given, loaded[tower].result), (file.input, file.output)):
+            raise IntegrityError(f"{file.path}: the program {wrong}.")
     return Programs(loaded["image"], loaded["text"], terms, path)
 
 
@@ -128,6 +145,11 @@ def load_program(path: Path, *, threads: int = 0) -> Encoder:
     """
     encoder: Encoder = registry.opener(path).open_program(path, threads)
     return encoder
+
+
+def filled(rows: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
+    """Rows in a number that calls of `batch` rows can take, the missing ones copies of the first; 0 = as they are."""
+    return np.concatenate([rows, rows[:1].repeat(-len(rows) % batch, axis=0)]) if batch else rows
 
 
 def refusal(runtime: str, path: Path, error: Exception) -> DataError:

@@ -4,8 +4,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from mobileclip import attribution, manifest
 from mobileclip.formats.contract import (
     Attribution,
@@ -15,19 +13,11 @@ from mobileclip.formats.contract import (
     ImageContract,
     Lineage,
     Program,
-    TensorSpec,
     TextContract,
 )
 from mobileclip.formats.programs import versions
 from mobileclip.formats.tokenizer import CLEANING, PAD_ID
-from mobileclip.formats.towers import (
-    IMAGE_INPUT,
-    IMAGE_OUTPUT,
-    TEXT_INPUT,
-    TEXT_OUTPUT,
-    has_clip_tokenizer,
-    is_causal,
-)
+from mobileclip.formats.towers import has_clip_tokenizer, is_causal
 from mobileclip.lineage import licenses
 from mobileclip.models.zoo import TEXT_FOLDER, Clip
 
@@ -91,24 +81,18 @@ def _url(license_: str) -> str:
 
 def _image(clip: Clip) -> ImageContract:
     preprocess = clip.preprocess
-    shape: list[int | str] = ["batch", 3, preprocess.size, preprocess.size]
     return ImageContract(
-        input=TensorSpec(name=IMAGE_INPUT, dtype="float32", shape=shape, minimum=0, maximum=1),
-        output=_features(IMAGE_OUTPUT, clip), size=preprocess.size, interpolation=preprocess.interpolation,  # type: ignore[arg-type]
+        size=preprocess.size, interpolation=preprocess.interpolation,  # type: ignore[arg-type]
         mean=list(preprocess.mean), std=list(preprocess.std),
     )  # fmt: skip
 
 
 def _text(clip: Clip) -> TextContract:
-    length = int(clip.tokenizer([""]).shape[1])
     is_clip = has_clip_tokenizer(clip)
     start, end, pad = _special_ids(clip)
-    largest = _vocabulary(clip) - 1
     return TextContract(
-        input=TensorSpec(name=TEXT_INPUT, dtype="int32", shape=["batch", length], minimum=0, maximum=largest),
-        output=_features(TEXT_OUTPUT, clip), tokenizer="clip-bpe" if is_clip else "hugging-face",
-        context_length=length, start_id=start, end_id=end, pad_id=pad,
-        causal=is_causal(clip), cleaning=CLEANING if is_clip else [],
+        tokenizer="clip-bpe" if is_clip else "hugging-face", context_length=int(clip.tokenizer([""]).shape[1]),
+        start_id=start, end_id=end, pad_id=pad, causal=is_causal(clip), cleaning=CLEANING if is_clip else [],
     )  # fmt: skip
 
 
@@ -121,14 +105,3 @@ def _special_ids(clip: Clip) -> tuple[int, int, int]:
     ids = (getattr(inner, f"{name}_token_id", None) for name in ("cls", "sep", "pad"))
     start, end, pad = (-1 if value is None else int(value) for value in ids)
     return start, end, pad
-
-
-def _vocabulary(clip: Clip) -> int:
-    tables = [m.num_embeddings for n, m in clip.model.named_modules() if isinstance(m, torch.nn.Embedding)]
-    return max(int(size) for size in tables)
-
-
-def _features(name: str, clip: Clip) -> TensorSpec:
-    return TensorSpec(
-        name=name, dtype="float32", shape=["batch", clip.embed_dim], minimum=-1, maximum=1, unit_norm=True
-    )  # fmt: skip

@@ -16,6 +16,7 @@ from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.formats import bundle, contract, golden, latency, programs, proof, qat, shipping, terms, tokenizer
 from mobileclip.formats.contract import Contract, File, Program
 from mobileclip.formats.proof import Reference
+from mobileclip.formats.runtime import filled
 from mobileclip.formats.towers import Towers, has_clip_tokenizer, split
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
@@ -141,13 +142,17 @@ def _write_sides(
 def _time(
     config: Export, clip: Clip, towers: Towers, reference: Reference, folder: Path, written: Sequence[Program]
 ) -> dict[str, Any]:
-    """Latency of one row, by tower and number of threads."""
+    """Latency of one row, in calls of as many as the programs take, by tower and number of threads."""
     eager = {"image": towers.image, "text": latency.EagerText(clip.model)}
     timings: dict[str, Any] = {tower: {} for tower in programs.TOWERS}
     for tower, threads in itertools.product(programs.TOWERS, THREADS if config.latency_runs else ()):
         paths = {p.path: folder / p.path for p in written if p.tower == tower and p.executed}
         timings[tower][f"threads_{threads}"] = latency.measure(
-            paths, eager[tower], reference.inputs(tower)[:1], rounds=config.latency_runs, threads=threads
+            paths,
+            eager[tower],
+            filled(reference.inputs(tower)[: max(1, config.batch)], config.batch),
+            rounds=config.latency_runs,
+            threads=threads,
         )
     if config.latency_runs:
         timings["load"] = {p.path: latency.resources(folder / p.path) for p in written if p.executed}

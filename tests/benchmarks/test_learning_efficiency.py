@@ -149,6 +149,30 @@ def test_longer_plain_trainings_have_a_section(study, tmp_path):
     assert line.split("|")[4].strip() == "2.0× [1.5×, over 3×]"
 
 
+def test_lengths_of_more_seeds_have_a_table_of_their_own(study, tmp_path):
+    """Three times the steps for one seed, twice for both: the interval of both must not be lost."""
+    rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
+    ends = {"plain CLIP": (0.30, 0.30), results.longer(2): (0.40, 0.40), results.longer(3): (0.50,)}
+    ends[results.REINFORCED] = (0.45, 0.33)
+    rows = [row for row in rows if row["seed"] < len(ends.get(row["variant"], ()))]
+    for row in rows:
+        row["curve"][-1]["seen/r10"] = ends[row["variant"]][row["seed"]]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results.write(
+        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[]
+    )
+    section = (tmp_path / "results.md").read_text().split("### Plain CLIP for longer")[1]
+    lines = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("|")]
+    found = [(row[1], row[2], row[4]) for row in lines if row[1].startswith(("plain", "**needed**"))]
+    assert [row[:2] for row in found] == [
+        ("plain CLIP", "2"), (results.longer(2), "2"), ("**needed**", ""),
+        ("plain CLIP", "1"), (results.longer(2), "1"), (results.longer(3), "1"), ("**needed**", ""),
+    ]  # fmt: skip
+    assert found[2][2] == "1.9× [1.3×, over 2×]"
+    assert found[6][2] == "2.5× [2.5×, 2.5×]"
+
+
 def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
     """Differences to the dataset's own largest student, by hand."""
     source = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]

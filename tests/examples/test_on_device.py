@@ -14,25 +14,22 @@ KIT = Path(__file__).parents[2] / "examples" / "on-device"
 
 def agreed_contract(folder):
     """A contract with one program for each tool."""
-    features = {"name": "x", "dtype": "float32", "shape": ["batch", 4], "minimum": -1, "maximum": 1, "unit_norm": True}
-    image = {
-        "input": {"name": "image", "dtype": "float32", "shape": ["batch", 3, 8, 8], "minimum": 0, "maximum": 1},
-        "output": features, "size": 8, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1],
-    }  # fmt: skip
+    given = {"name": "image", "dtype": "float32", "shape": [1, 3, 8, 8], "minimum": 0, "maximum": 1}
+    features = {"name": "x", "dtype": "float32", "shape": [1, 4], "minimum": -1, "maximum": 1, "unit_norm": True}
+    image = {"size": 8, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]}
     text = {
-        "input": {"name": "text", "dtype": "int32", "shape": ["batch", 16], "minimum": 0, "maximum": 9},
-        "output": features, "tokenizer": "clip-bpe", "context_length": 16, "start_id": 1, "end_id": 2, "pad_id": 0,
-        "causal": False, "cleaning": [],
+        "tokenizer": "clip-bpe", "context_length": 16, "start_id": 1, "end_id": 2, "pad_id": 0, "causal": False,
+        "cleaning": [],
     }  # fmt: skip
     programs = [
         Program(
             path=path, bytes=1, sha256=f"{number}f" * 32, tower="image", format=form, precision="float32",
-            budget=1, executed=True, figures={},
+            input=given, output=features, budget=1, executed=True, figures={},
         )
         for number, (path, form) in enumerate([("image.float32.tflite", "litert"), ("image.float32.pte", "executorch")])
     ]  # fmt: skip
     raw = {
-        "schema_version": 1, "model": "m", "license": "MIT", "embed_dim": 4, "logit_scale": 1, "image": image,
+        "schema_version": 2, "model": "m", "license": "MIT", "embed_dim": 4, "logit_scale": 1, "image": image,
         "text": text, "programs": [p.model_dump() for p in programs], "files": [], "versions": {},
         "lineage": {"student_sha256": "ab" * 32, "dataset_sha256": "d", "card": {}},
     }  # fmt: skip

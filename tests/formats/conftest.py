@@ -9,6 +9,7 @@ from PIL import Image
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample
 from mobileclip.formats import programs, proof
+from mobileclip.formats.interface import TensorSpec
 from mobileclip.formats.towers import split
 from tests.models.perturbed import patterned_images, perturbed_clip
 
@@ -56,6 +57,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def written(section, towers, reference, folder):
     return {program.path: program for program in programs.build(section, towers, reference, folder)}
+
+
+def ports(rows, width):
+    """Input and output of a bare image tower, by an input batch."""
+    given = TensorSpec(name="image", dtype="float32", shape=[1, *rows.shape[1:]], minimum=0, maximum=1)
+    return given, TensorSpec(name="image_features", dtype="float32", shape=[1, width], minimum=-1, maximum=1)
 
 
 def _png(pixels):

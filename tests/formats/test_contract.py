@@ -74,18 +74,26 @@ def test_attributions_are_checked(agreed, change, place):
 
 def test_says_how_to_feed_the_student(agreed, clip):
     image, text = agreed.image, agreed.text
-    assert (image.input.name, image.input.dtype, image.input.minimum, image.input.maximum) == ("image", "float32", 0, 1)
-    assert image.input.shape == ["batch", 3, 64, 64]
     assert (image.color_order, image.resize, image.interpolation) == ("RGB", "squash", clip.preprocess.interpolation)
     assert image.normalization_in_program
-    assert (text.input.name, text.input.dtype, text.input.maximum) == ("text", "int32", 49407)
     assert (text.tokenizer, text.start_id, text.end_id, text.pad_id) == ("clip-bpe", 49406, 49407, 0)
     assert text.context_length == clip.model.context_length
     assert text.causal is (clip.model.text.attn_mask is not None)
-    assert image.output.unit_norm
-    assert image.output.shape == ["batch", clip.embed_dim]
     assert agreed.logit_scale == pytest.approx(clip.logit_scale)
     assert agreed.license == clip.license
+
+
+def test_says_what_each_program_takes(agreed, clip):
+    taken = {
+        "image": ("image", "array", "float32", ["batch", 3, 64, 64], 0, 1),
+        "text": ("text", "array", "int32", ["batch", clip.model.context_length], 0, 49407),
+    }
+    for program in agreed.programs:
+        given, result = program.input, program.output
+        found = (given.name, given.kind, given.dtype, given.shape, given.minimum, given.maximum)
+        assert found == taken[program.tower]
+        assert (result.name, result.shape) == (f"{program.tower}_features", ["batch", clip.embed_dim])
+        assert result.unit_norm
 
 
 def test_normalization_of_published_models_differs():
@@ -127,7 +135,7 @@ def test_damaged_contracts(agreed, saved, tmp_path):
     with pytest.raises(IntegrityError, match="not JSON"):
         contract.read(saved)
     path.write_text(json.dumps({**json.loads(agreed.to_bytes()), "schema_version": 99}))
-    with pytest.raises(DataError, match=r"schema_version .* is 99, want 1"):
+    with pytest.raises(DataError, match=r"schema_version .* is 99, want 2"):
         contract.read(saved)
     path.write_text(json.dumps({**json.loads(agreed.to_bytes()), "embed_dim": "wide"}))
     with pytest.raises(IntegrityError, match="embed_dim"):
@@ -137,7 +145,7 @@ def test_damaged_contracts(agreed, saved, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        ({"embed_dim": 64}, r"image\.output\.shape disagrees"),
+        ({"embed_dim": 64}, r"output of image\.float32\.onnx has the shape \['batch', 128\], want \['batch', 64\]"),
         ({"logit_scale": float("inf")}, "logit_scale"),
         ({"prompt_banks": [{"name": "a", "path": "prompts/a.safetensors", "labels": 1, "precision": "float16",
                             "budget": 0.1, "figures": {}}]}, r"prompts/a\.safetensors is not among the files"),

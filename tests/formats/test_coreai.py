@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.formats import coreai, coreai_engine, environment, programs
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.formats import fixed_batch
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +45,7 @@ def test_rows_are_told_apart_and_computed_once(written, folder, reference, monke
 
 def test_float32_computes_the_student(towers, reference, tmp_path):
     item = programs.Plan("image", "coreai", "float32")
-    example = torch.from_numpy(reference.pixels[:2])
-    programs.write(item, Export(), towers, example=example, folder=tmp_path, calibrate=lambda: reference)
+    programs.write(item, Export(), towers, reference=reference, folder=tmp_path, calibrate=lambda: reference)
     got = load_program(tmp_path / item.file_name)(reference.pixels)
     assert relative_error(got, reference.image_features) < 1e-5
 
@@ -96,3 +95,7 @@ def test_without_the_environment_nothing_starts(monkeypatch, tmp_path, towers, r
     with pytest.raises(ConfigError, match="make it with: mobileclip environment coreai"):
         programs.build(Export(formats=["coreai"]), towers, reference, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_fixed_batch(towers, reference, tmp_path):
+    fixed_batch.check("coreai", towers, reference, tmp_path)

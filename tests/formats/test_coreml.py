@@ -1,6 +1,8 @@
 """Core ML packages, built here and evaluated operation by operation: Core ML itself runs on Apple systems alone."""
 
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +14,10 @@ from mobileclip.config import Export
 from mobileclip.errors import DataError
 from mobileclip.formats import coreml_interpreter, programs
 from mobileclip.formats.digests import digest
+from mobileclip.formats.interface import disagreement
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.formats import fixed_batch
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,7 @@ def test_int8_halves_float16(written):
 
 def test_same_bytes_again(written, towers, reference, folder, tmp_path):
     item = programs.Plan("image", "coreml", "float16")
-    example = torch.from_numpy(reference.pixels[:2])
-    programs.write(item, Export(), towers, example=example, folder=tmp_path, calibrate=lambda: reference)
+    programs.write(item, Export(), towers, reference=reference, folder=tmp_path, calibrate=lambda: reference)
     assert digest(tmp_path / item.file_name) == digest(folder / item.file_name)
 
 
@@ -73,6 +76,50 @@ def test_damaged_and_foreign_packages(written, folder, tmp_path):
     (tmp_path / "empty.mlpackage").mkdir()
     with pytest.raises(DataError, match=r"'empty\.mlpackage' is no readable Core ML package"):
         load_program(tmp_path / "empty.mlpackage")
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda spec: setattr(spec.description.input[0].type.imageType, "width", 65),
+         r"describes image picture uint8 \[1, 3, 64, 65\], but its program has the shape \(1, 3, 64, 64\)"),
+        (lambda spec: setattr(spec.description.input[0].type.imageType, "colorSpace", 30),
+         "takes a BGR picture as image"),
+        (lambda spec: spec.description.output[0].type.multiArrayType.shape.__setitem__(1, 64),
+         r"describes image_features float32 \[1, 64\], but its program has the shape \(1, 128\)"),
+        (lambda spec: spec.description.output[0].type.dictionaryType.SetInParent(),
+         "has dictionaryType as image_features"),
+    ],
+)  # fmt: skip
+def test_description_that_is_not_the_programs(written, folder, tmp_path, edit, sentence):
+    import coremltools
+
+    package = Path(shutil.copytree(folder / "image.float16.mlpackage", tmp_path / "image.mlpackage"))
+    spec = coremltools.utils.load_spec(str(package))
+    edit(spec)
+    (package / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(spec.SerializeToString())
+    with pytest.raises(DataError, match=sentence):
+        load_program(package)
+
+
+def test_type_of_the_output_is_the_contracts(written, folder, tmp_path):
+    import coremltools
+
+    package = Path(shutil.copytree(folder / "image.float16.mlpackage", tmp_path / "image.mlpackage"))
+    spec = coremltools.utils.load_spec(str(package))
+    array = spec.description.output[0].type.multiArrayType
+    array.dataType = array.ArrayDataType.Value("FLOAT16")
+    (package / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(spec.SerializeToString())
+    encode, program = load_program(package), written["image.float16.mlpackage"]
+    assert disagreement((encode.given, encode.result), (program.input, program.output)) == (
+        "gives image_features float16 [1, 128], its contract states image_features float32 [1, 128]"
+    )
+
+
+def test_contract_says_that_pictures_are_taken(written):
+    given = written["image.float16.mlpackage"].input
+    assert (given.kind, given.dtype, given.shape, given.maximum) == ("picture", "uint8", [1, 3, 64, 64], 255)
+    assert written["text.float16.mlpackage"].input.kind == "array"
 
 
 def _run(kind, result, **inputs):
@@ -116,3 +163,7 @@ def test_results_are_rounded_to_their_type(written, folder, reference):
     """A program in float16 evaluated without rounding would be nearer to the student than the phone is."""
     got = load_program(folder / "text.float16.mlpackage")(reference.tokens)
     assert np.abs(got - reference.text_features).max() > 1e-5
+
+
+def test_fixed_batch(towers, reference, tmp_path):
+    fixed_batch.check("coreml", towers, reference, tmp_path)

@@ -27,9 +27,11 @@ EXECUTORCH = "I 00:00:00.1 executor_runner.cpp:500] Model loaded in 21.500000 ms
 
 @pytest.fixture(scope="module")
 def program():
+    given = {"name": "image", "dtype": "float32", "shape": [1, 3, 64, 64], "minimum": 0, "maximum": 1}
+    features = {"name": "image_features", "dtype": "float32", "shape": [1, 128], "minimum": -1, "maximum": 1}
     return Program(
         path="image.float16.tflite", bytes=1, sha256=DIGEST, tower="image", format="litert", precision="float16",
-        budget=0.03, executed=True, figures={},
+        input=given, output=features, budget=0.03, executed=True, figures={},
     )  # fmt: skip
 
 

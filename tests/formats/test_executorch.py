@@ -18,6 +18,8 @@ from mobileclip.formats import executorch, programs, pt2e
 from mobileclip.formats.job import Job, trace
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.formats import fixed_batch
+from tests.formats.conftest import ports
 from tests.models.perturbed import patterned_images
 
 pytestmark = pytest.mark.slow
@@ -63,8 +65,7 @@ def test_calibrated_image_program_is_as_good_as_that_of_onnx(written, towers, re
     section, error = Export(max_kept=0.0, max_error_int8=1.0), {}
     for name in ("onnx", "executorch"):
         item = programs.Plan("image", name, "int8_static")
-        example = torch.from_numpy(reference.pixels[:2])
-        programs.write(item, section, towers, example=example, folder=folder, calibrate=lambda: reference)
+        programs.write(item, section, towers, reference=reference, folder=folder, calibrate=lambda: reference)
         got = load_program(folder / item.file_name, threads=1)(reference.pixels)
         error[name] = relative_error(got, reference.image_features)
     size = (folder / "image.int8_static.pte").stat().st_size
@@ -75,11 +76,11 @@ def test_calibrated_image_program_is_as_good_as_that_of_onnx(written, towers, re
 
 def test_layers_kept_in_float32_meet_a_budget_that_all_in_int8_miss(written, towers, reference, folder):
     item = programs.Plan("image", "executorch", "int8_static")
-    example, error, made = torch.from_numpy(reference.pixels[:2]), {}, {}
+    error, made = {}, {}
     for most in (0.0, 0.9):
         section = Export(max_kept=most, max_error_int8=0.12)
         made[most] = programs.write(
-            item, section, towers, example=example, folder=folder, calibrate=lambda: reference
+            item, section, towers, reference=reference, folder=folder, calibrate=lambda: reference
         )  # fmt: skip
         got = load_program(folder / item.file_name, threads=1)(reference.pixels)
         error[most] = relative_error(got, reference.image_features)
@@ -96,7 +97,7 @@ def test_ranges_carried_over_are_those_of_a_calibration_anew(towers, reference):
     """All layers: the carried observers against torchao's own way, on the rows they were made from."""
     rows = torch.from_numpy(reference.pixels)
     traced = trace(pt2e.without_norms(towers.image), rows, batch=1).module()
-    ours = pt2e.Ranged(traced, rows).quantize()
+    ours = pt2e.Ranged(traced, rows.split(1)).quantize()
     terms = get_symmetric_quantization_config(is_per_channel=True)
     prepared = prepare_pt2e(traced, XNNPACKQuantizer().set_global(terms))
     with torch.no_grad():
@@ -130,7 +131,7 @@ def test_norm_whose_input_is_read_elsewhere_is_not_folded(tmp_path):
     want, path = module.float()(images).numpy(), tmp_path / "image.pte"
     rows = SimpleNamespace(inputs=lambda _: images.numpy(), features=lambda _: want)
     executorch.write(
-        Job("image", "int8_static", module, images[:2], ("image", "features"), path, Export(), 1.0, lambda: rows)
+        Job("image", "int8_static", module, images[:2], *ports(images, 8), path, Export(), 1.0, lambda: rows)
     )
     assert relative_error(load_program(path, threads=1)(images.numpy()), want) < 0.05
 
@@ -156,3 +157,7 @@ def test_any_number_of_rows(written, folder, reference):
     encode = load_program(folder / "text.float32.pte", threads=1)
     assert encode.batch == 1
     np.testing.assert_array_equal(encode(reference.tokens[:3])[1], encode(reference.tokens[1:2])[0])
+
+
+def test_fixed_batch(towers, reference, tmp_path):
+    fixed_batch.check("executorch", towers, reference, tmp_path, precisions=("float32", "int8_static"))

@@ -7,6 +7,7 @@ import pytest
 
 from mobileclip.errors import ExportError
 from mobileclip.formats import latency
+from mobileclip.formats.interface import Port
 from mobileclip.formats.runtime import Encoder
 
 
@@ -39,8 +40,10 @@ def test_fixed_batches_are_filled(tmp_path):
         seen.append(rows.shape)
         return rows
 
-    latency.turn(Encoder("text", tmp_path, (3,), execute, 4), np.zeros((1, 3), np.int32))()
-    assert seen == [(4, 3)]
+    encoder = Encoder(tmp_path, Port("text", "int32", (4, 3)), Port("text_features", "float32", (4, 3)), execute)
+    for rows in (1, 4):
+        latency.turn(encoder, np.zeros((rows, 3), np.int32))()
+    assert seen == [(4, 3), (4, 3)]
 
 
 def test_load_time_and_memory_of_a_program(written, folder):

@@ -11,6 +11,8 @@ from mobileclip.formats import environment, litert, programs
 from mobileclip.formats.job import Job
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.formats import fixed_batch
+from tests.formats.conftest import ports
 from tests.models.perturbed import patterned_images
 
 pytestmark = pytest.mark.slow
@@ -46,8 +48,7 @@ def test_int8_is_a_quarter_of_the_size(written):
 def test_calibrated_image_program_keeps_floats_at_its_ends(written, towers, reference, folder):
     item = programs.Plan("image", "litert", "int8_static")
     section = Export(formats=["litert"], precisions=["int8_static"])
-    example = torch.from_numpy(reference.pixels[:2])
-    programs.write(item, section, towers, example=example, folder=folder, calibrate=lambda: reference)
+    programs.write(item, section, towers, reference=reference, folder=folder, calibrate=lambda: reference)
     path = folder / item.file_name
     assert path.stat().st_size < 0.4 * written["image.float32.tflite"].bytes
     error = relative_error(load_program(path, threads=1)(reference.pixels), reference.image_features)
@@ -64,7 +65,7 @@ def test_weights_of_more_than_32_mib(written, tmp_path):
     images, path = patterned_images(6, 16), tmp_path / "image.tflite"
     assert module[2].weight.nbytes > 2**25
     litert.write(
-        Job("image", "int8_weights", module, images[:2], ("image", "features"), path, Export(), 1.0, lambda: None)
+        Job("image", "int8_weights", module, images[:2], *ports(images, 3000), path, Export(), 1.0, lambda: None)
     )
     got = load_program(path, threads=1)(images.numpy())
     assert relative_error(got, module(images).numpy()) < 0.02
@@ -92,3 +93,7 @@ def test_without_the_environment_nothing_starts(monkeypatch, tmp_path, towers, r
     with pytest.raises(ConfigError, match="mobileclip environment litert"):
         programs.build(Export(formats=["litert"]), towers, reference, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_fixed_batch(towers, reference, tmp_path):
+    fixed_batch.check("litert", towers, reference, tmp_path, precisions=("float32", "int8_static"))

@@ -10,6 +10,7 @@ from mobileclip.formats import onnx
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
 from mobileclip.formats.towers import split
+from tests.formats import fixed_batch
 from tests.models.perturbed import patterned_images, perturbed_clip
 
 LIMITS = {"float32": 1e-5, "float16": 0.01, "int8": 0.25}
@@ -109,3 +110,7 @@ def test_published_architecture_at_full_size(tmp_path):
     got = load_program(path, threads=1)(pixels.numpy())
     assert relative_error(got, clip.encode_image(pixels).numpy()) < 1e-4
     assert path.stat().st_size == pytest.approx(45.4e6, rel=0.01)
+
+
+def test_fixed_batch(towers, reference, tmp_path):
+    fixed_batch.check("onnx", towers, reference, tmp_path, precisions=("float32", "int8_static"))

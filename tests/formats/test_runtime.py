@@ -1,5 +1,6 @@
 """What an app calls: one interface over any program, wrong inputs refused in one sentence."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats import contract, runtime, terms
+from mobileclip.formats.interface import Port
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,24 @@ def test_replaced_program_is_refused(exported, tmp_path):
         runtime.load(tmp_path)
 
 
+def test_program_that_is_not_what_the_contract_states(exported, tmp_path):
+    """Digests agree, but the contract was written by hand: a client would feed what the program does not take."""
+    for path in exported.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    raw = json.loads((exported / contract.FILE_NAME).read_text())
+    for program in raw["programs"]:
+        if program["path"] == "image.float32.onnx":
+            program["input"] |= {"kind": "picture", "dtype": "uint8", "maximum": 255}
+    (tmp_path / contract.FILE_NAME).write_text(json.dumps(raw))
+    sentence = (
+        r"image\.float32\.onnx: the program takes image float32 \[batch, 3, 64, 64\], "
+        r"its contract states image picture uint8 \[batch, 3, 64, 64\]"
+    )
+    with pytest.raises(IntegrityError, match=sentence):
+        runtime.load(tmp_path)
+
+
 def test_fixed_batches_are_filled_and_cut(tmp_path):
     seen = []
 
@@ -97,7 +117,7 @@ def test_fixed_batches_are_filled_and_cut(tmp_path):
         seen.append(len(rows))
         return rows.astype(np.float32)
 
-    encode = runtime.Encoder("text", tmp_path, (2,), execute, 4)
+    encode = runtime.Encoder(tmp_path, Port("text", "int32", (4, 2)), Port("text_features", "float32", (4, 2)), execute)
     rows = np.arange(12, dtype=np.int32).reshape(6, 2)
     np.testing.assert_array_equal(encode(rows), rows)
     assert seen == [4, 4]

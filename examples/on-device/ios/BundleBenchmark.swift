@@ -31,8 +31,8 @@ final class BundleBenchmark: XCTestCase {
 
     struct Measurement: Encodable {
         let program, sha256, tower, format, precision, backend: String
-        var threads = 1, batch = 1
-        let runs: Int
+        var threads = 1
+        let batch, runs: Int
         let p50_ms, p95_ms, mean_ms, first_ms, load_ms: Double
         var memory_mb = 0.0, median_is_mean = false
         let tool: String
@@ -77,7 +77,7 @@ final class BundleBenchmark: XCTestCase {
         let times = try (0..<runs).map { _ in try time { _ = try model.prediction(from: input) } }.sorted()
         return Measurement(
             program: program.path, sha256: program.sha256, tower: program.tower, format: program.format,
-            precision: program.precision, backend: backend, runs: runs, p50_ms: times[runs / 2],
+            precision: program.precision, backend: backend, batch: try rows(model), runs: runs, p50_ms: times[runs / 2],
             p95_ms: times[runs * 95 / 100], mean_ms: times.reduce(0, +) / Double(runs), first_ms: first, load_ms: loaded,
             tool: "XCTest BundleBenchmark 1"
         )
@@ -87,7 +87,7 @@ final class BundleBenchmark: XCTestCase {
     private func check(_ model: MLModel, _ input: MLFeatureProvider, _ wanted: [Float], _ name: String) throws {
         let output = try model.prediction(from: input)
         let array = try XCTUnwrap(output.featureValue(for: try XCTUnwrap(output.featureNames.first))?.multiArrayValue)
-        let got = (0..<array.count).map { array[$0].floatValue }
+        let got = (0..<wanted.count).map { array[$0].floatValue }  // the first row; all rows are equal
         let dot = zip(got, wanted).reduce(Float(0)) { $0 + $1.0 * $1.1 }
         let norms = sqrt(got.reduce(0) { $0 + $1 * $1 }) * sqrt(wanted.reduce(0) { $0 + $1 * $1 })
         XCTAssertGreaterThan(dot / norms, 0.99, "\(name) does not compute the golden embedding")
@@ -113,23 +113,26 @@ final class BundleBenchmark: XCTestCase {
             }
             return try MLDictionaryFeatureProvider(dictionary: [name: MLFeatureValue(pixelBuffer: buffer)])
         }
-        let array = try MLMultiArray(shape: [1, 3, size as NSNumber, size as NSNumber], dataType: .float32)
-        for channel in 0..<3 {
-            for row in 0..<size {
-                for column in 0..<size {
-                    let index = [0, channel, row, column].map { $0 as NSNumber }
-                    array[index] = NSNumber(value: Float(value(row, column, channel)) / 255)
-                }
-            }
+        let count = try rows(model)
+        let array = try MLMultiArray(shape: [count, 3, size, size].map { $0 as NSNumber }, dataType: .float32)
+        for index in 0..<array.count {
+            let (column, row, channel) = (index % size, index / size % size, index / (size * size) % 3)
+            array[index] = NSNumber(value: Float(value(row, column, channel)) / 255)
         }
         return try MLDictionaryFeatureProvider(dictionary: [name: MLFeatureValue(multiArray: array)])
     }
 
     private func tokens(_ model: MLModel, _ row: [Int32]) throws -> MLFeatureProvider {
         let name = try XCTUnwrap(model.modelDescription.inputDescriptionsByName.keys.first)
-        let array = try MLMultiArray(shape: [1, row.count as NSNumber], dataType: .int32)
-        for (index, id) in row.enumerated() { array[index] = NSNumber(value: id) }
+        let array = try MLMultiArray(shape: [try rows(model), row.count].map { $0 as NSNumber }, dataType: .int32)
+        for index in 0..<array.count { array[index] = NSNumber(value: row[index % row.count]) }
         return try MLDictionaryFeatureProvider(dictionary: [name: MLFeatureValue(multiArray: array)])
+    }
+
+    /// Rows that a call takes, as the contract states under `programs[].input.shape`; a picture is one.
+    private func rows(_ model: MLModel) throws -> Int {
+        let input = try XCTUnwrap(model.modelDescription.inputDescriptionsByName.values.first)
+        return input.multiArrayConstraint?.shape.first?.intValue ?? 1
     }
 
     private func device() -> Device {
