@@ -7,6 +7,8 @@ import pytest
 from mobileclip.formats import bundle, contract, golden, prompt_bank, serve, terms, tokenizer, web
 from tests.page.browser import chromium
 
+IMAGE = ("float32", "float16", "int8_static", "int8_weights")
+TEXT = ("float32", "float16", "int8", "int8_weights", "int4_weights")
 LABELS = ["stripes", "dots", "a face", "fog", "noise"]
 
 
@@ -19,7 +21,7 @@ def clip():
 
 @pytest.fixture(scope="session")
 def bundled(clip, tmp_path_factory):
-    """A bundle with float32 programs, a prompt bank and the page; its proof is a few patterns."""
+    """A bundle with every ONNX program, a prompt bank and the page; its proof is a few patterns."""
     from mobileclip.config import Export
     from mobileclip.formats import programs, proof
     from mobileclip.formats.towers import split
@@ -27,12 +29,14 @@ def bundled(clip, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("export")
     reference = proof.refer(clip, pattern_samples(6))
-    written = programs.build(Export(), split(clip), reference, folder)
+    # Random weights are round for no quantizer: what is asked here is whether the page computes what Python does.
+    section = Export(precisions=list(dict.fromkeys([*IMAGE, *TEXT])), max_error_int8=1)
+    written = programs.build(section, split(clip), reference, folder)
     classes = prompt_bank.embed(lambda texts: clip.encode_text(texts).numpy(), LABELS, ["a picture of {}"])
     bank, paths = prompt_bank.build(
         classes, reference.image_features, folder, name="textures", precision="int8", budget=1
     )
-    paths += [golden.write(clip, folder), *tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)]
+    paths += [golden.write(clip, folder, written), *tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)]
     files = [contract.describe(path, root=folder) for path in paths]
     agreed = terms.agree(clip, written, files, dataset_sha256="d" * 64, prompt_banks=[bank])
     (folder / contract.FILE_NAME).write_bytes(agreed.to_bytes())

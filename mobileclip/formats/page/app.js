@@ -71,9 +71,11 @@ async function load(tower) {
   const precision = $(`${tower}-precision`).value;
   if (!precision) throw new Error(`This bundle has no ${tower} program for browsers.`);
   const loaded = await engine.call("load", tower, precision, $("backend").value);
-  state[tower] = loaded;
+  state[tower] = { ...loaded, wished: precision };
   state.times[tower] = [];
-  $("progress").hidden = $("alert").hidden = true;
+  $(`${tower}-precision`).value = loaded.precision;
+  $("progress").hidden = true;
+  tellReplaced();
   refresh();
   return loaded;
 }
@@ -245,6 +247,15 @@ function fail(error) {
   $("progress").hidden = true;
   $("alert").hidden = false;
   $("alert").textContent = error.message ?? String(error);
+}
+
+/** One sentence for each program that was asked for and did not run. */
+function tellReplaced() {
+  const replaced = [state.image, state.text].filter((loaded) => loaded && loaded.precision !== loaded.wished);
+  $("alert").hidden = replaced.length === 0;
+  $("alert").textContent = replaced
+    .map((p) => `The ${p.wished} ${p.tower} program does not run in this browser; ${p.precision} runs in its place.`)
+    .join(" ");
 }
 
 function remember(kind, ms) {

@@ -25,31 +25,19 @@ const calls = {
     return { contract, backends: adapter ? ["webgpu", "wasm"] : ["wasm"] };
   },
 
-  /** Load a program and test it; falls back to WebAssembly where WebGPU computes something else. */
+  /** Load a program and test it. Where this browser refuses it, or computes something else, the bundle's next one of
+   *  that tower is taken; `refused` says which were not, and why. */
   async load(tower, precision, backend) {
-    const program = contract.programs.find((p) => p.tower === tower && p.precision === precision && p.format === "onnx");
-    if (!program) throw new Error(`This bundle has no ${precision} ${tower} program for this page.`);
+    const programs = contract.programs.filter((p) => p.tower === tower && p.format === "onnx");
+    const wished = programs.find((p) => p.precision === precision);
+    if (!wished) throw new Error(`This bundle has no ${precision} ${tower} program for this page.`);
     if (tower === "text") tokenize ??= await openTokenizer();
-    const bytes = await fetchProgram(program);
-    const order = backend === "webgpu" ? ["webgpu", "wasm"] : ["wasm"];
     const refused = [];
-    for (const candidate of order) {
-      try {
-        const started = performance.now();
-        await sessions.get(tower)?.session.release();
-        sessions.delete(tower);
-        const opened = await openSession(bytes, candidate);
-        sessions.set(tower, { ...opened, program });
-        const loadMs = performance.now() - started;
-        const test = tower === "image" ? await testImage(program) : await testText(program);
-        if (test.cosine < floor(program)) throw new Error(`self-test gave cosine ${test.cosine.toFixed(4)}`);
-        return { tower, precision, backend: candidate, threads: opened.threads, loadMs, test, refused };
-      } catch (error) {
-        refused.push(`${candidate}: ${error.message ?? error}`);
-      }
+    for (const program of [wished, ...programs.filter((p) => p !== wished)]) {
+      const loaded = await start(program, backend, refused);
+      if (loaded) return { tower, precision: program.precision, ...loaded, refused };
     }
-    sessions.delete(tower);
-    throw new Error(`The ${tower} program does not run here (${refused.join("; ")}).`);
+    throw new Error(`No ${tower} program runs here (${refused.join("; ")}).`);
   },
 
   /** A picture file to its unit-norm embedding and a thumbnail. */
@@ -96,6 +84,29 @@ async function get(path) {
 
 async function json(path) {
   return (await get(path)).json();
+}
+
+/** A program in its session, tested; falls back to WebAssembly where WebGPU is worse, and is null where both are. */
+async function start(program, backend, refused) {
+  const { tower, precision } = program;
+  const bytes = await fetchProgram(program);
+  for (const candidate of backend === "webgpu" ? ["webgpu", "wasm"] : ["wasm"]) {
+    try {
+      const started = performance.now();
+      await sessions.get(tower)?.session.release();
+      sessions.delete(tower);
+      const opened = await openSession(bytes, candidate);
+      sessions.set(tower, { ...opened, program });
+      const loadMs = performance.now() - started;
+      const test = tower === "image" ? await testImage(program) : await testText(program);
+      if (!(test.cosine >= floor(program))) throw new Error(`self-test gave cosine ${test.cosine.toFixed(4)}`);
+      return { backend: candidate, threads: opened.threads, loadMs, test };
+    } catch (error) {
+      refused.push(`${precision} on ${candidate}: ${error.message ?? error}`);
+    }
+  }
+  sessions.delete(tower);
+  return null;
 }
 
 /** The bytes of a program, checked against the contract where the browser can hash (https or localhost). */
