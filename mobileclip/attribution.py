@@ -15,7 +15,7 @@ _HEADINGS = {
     "data": "Pictures and captions",
     "captioner": "Models that wrote captions",
     "teacher": "Models that were distilled",
-    "weights": "Weights that training started from",
+    "weights": "Pretrained weights that it, or a model above, started from",
 }
 
 

@@ -92,7 +92,8 @@ def test_nothing_is_dropped_and_no_ledger_writes_markup(rows):
     told = {line for line in lines if line.startswith("- `")}
     assert len(told) == len({name for one in found for name in licenses.names(one.license)})
     assert {line for line in lines if line and not line.startswith("- ")} <= {
-        "### Pictures and captions", "### Models that were distilled", "### Weights that training started from",
+        "### Pictures and captions", "### Models that were distilled",
+        "### Pretrained weights that it, or a model above, started from",
         "### Licenses",
     }  # fmt: skip
     for line in items:  # what is open to markup is escaped or in a code span

@@ -1,14 +1,18 @@
 """One tiny student in a bundle with the page, and one browser that has it open."""
 
+import dataclasses
 import threading
 
 import pytest
 
+from mobileclip import attribution
 from mobileclip.formats import bundle, contract, golden, prompt_bank, serve, terms, tokenizer, web
+from mobileclip.manifest import Attribution
 from tests.page.browser import chromium
 
 IMAGE = ("float32", "float16", "int8_static", "int8_weights")
 TEXT = ("float32", "float16", "int8", "int8_weights", "int4_weights")
+ANN = "https://ann.example/drawings"
 LABELS = ["stripes", "dots", "a face", "fog", "noise"]
 
 
@@ -38,6 +42,11 @@ def bundled(clip, tmp_path_factory):
     )
     paths += [golden.write(clip, folder, written), *tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)]
     files = [contract.describe(path, root=folder) for path in paths]
+    owed = [
+        Attribution(kind="data", name="ann", license="CC-BY-4.0", attribution="Drawings by <b>Ann</b>.", url=ANN),
+        Attribution(kind="teacher", name="first", license="MIT AND her-own"),
+    ]
+    clip = dataclasses.replace(clip, card=attribution.to_card(owed))
     agreed = terms.agree(clip, written, files, dataset_sha256="d" * 64, prompt_banks=[bank])
     (folder / contract.FILE_NAME).write_bytes(agreed.to_bytes())
     return bundle.write(folder, tmp_path_factory.mktemp("bundle"), extra=web.members())
