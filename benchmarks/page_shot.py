@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("export", help="export folder")
     parser.add_argument("--student", required=True, help="output of distill")
     parser.add_argument("--data", required=True, help="prepared dataset")
+    parser.add_argument("--image", default="float32", help="precision of the image program")
+    parser.add_argument("--text", default="float32", help="precision of the text program")
+    parser.add_argument("--about", action="store_true", help="show programs, self-test and credits")
     parser.add_argument("--query", default="a red heart")
     parser.add_argument("--labels", default="", help="comma-separated; empty = the groups of the pictures")
     parser.add_argument("--template", default="a picture of {}")
@@ -51,8 +54,8 @@ def main() -> None:
             path.write_bytes(sample.image)
         with serve.serving(Path(options.export)) as server, chromium(folder / "profile") as browser:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            browser.open(serve.address(server))
-            show(browser, paths, query=options.query, labels=labels, template=options.template)
+            browser.open(f"{serve.address(server)}?image={options.image}&text={options.text}")
+            show(browser, paths, query=options.query, labels=labels, template=options.template, about=options.about)
             browser.screenshot(Path(options.figure))
             got = embeddings(browser, [options.query])
             server.shutdown()
@@ -73,8 +76,10 @@ def draw(data: str) -> list[Sample]:
     return list(itertools.chain.from_iterable(rows[:PER_GROUP] for _, rows in sorted(groups.items())))
 
 
-def show(browser: Browser, paths: list[Path], *, query: str, labels: str, template: str) -> None:
-    """Choose the pictures, search, and classify the best answer."""
+def show(
+    browser: Browser, paths: list[Path], *, query: str, labels: str, template: str, about: bool = False
+) -> None:  # fmt: skip
+    """Choose the pictures, search, and classify the best answer; with `about` the last part of the page is seen."""
     browser.size(WIDTH, HEIGHT, scale=SCALE)
     # Before it is ready the page listens to nothing.
     browser.evaluate("mobileclip.ready('image').then(() => mobileclip.ready('text')).then(() => null)", timeout=120)
@@ -93,6 +98,9 @@ def show(browser: Browser, paths: list[Path], *, query: str, labels: str, templa
     browser.size(WIDTH, min(int(whole), 2 * HEIGHT), scale=SCALE)
     browser.evaluate("new Promise((done) => setTimeout(() => done(null), 1500))")  # scrolling is smooth
     browser.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+    if about:
+        browser.evaluate("document.getElementById('about').open = true")
+        browser.evaluate("document.getElementById('about').scrollIntoView({behavior: 'instant'})")
 
 
 def embeddings(browser: Browser, texts: list[str]) -> dict[str, np.ndarray]:

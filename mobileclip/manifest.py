@@ -7,9 +7,16 @@ and a folder tree or bucket prefix moves as a whole.
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from mobileclip import storage
 from mobileclip.errors import DataError, IntegrityError
@@ -17,9 +24,36 @@ from mobileclip.errors import DataError, IntegrityError
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 
+WebAddress = Annotated[str, Field(pattern=r"^(https?://[^\s<>\"]+)?$")]
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class _Growing(_Record):
+    """Fields that came later are written where they say something, so that earlier manifests keep their digest."""
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value or name not in self.LATER}
+
+
+class Attribution(_Record):
+    """One thing that went into a model, told as its license wants it."""
+
+    kind: Literal["data", "captioner", "teacher", "weights"]
+    """Pictures or captions; a model that wrote captions; one that was distilled; one that training started from."""
+    name: str
+    """Of the data set or model."""
+    license: str = "unknown"
+    """SPDX identifier or expression, or a name; `unknown` where none is recorded."""
+    attribution: str = ""
+    """Whom to name, in the words of the ledger."""
+    url: WebAddress = ""
+    """Where it is published."""
 
 
 class Shard(_Record):
@@ -46,7 +80,7 @@ class ColumnPart(_Record):
     samples: int
 
 
-class Column(_Record):
+class Column(_Growing):
     """Something a stage added: captions, views, embeddings or a selection."""
 
     name: str
@@ -58,17 +92,24 @@ class Column(_Record):
     computed_on: list[str] = []
     """Columns this one was computed from."""
     license: str = "unknown"
+    attributions: list[Attribution] = []
+    """The model that computed it, and what that was made from."""
     parts: dict[str, ColumnPart]
     """By shard name; a column may cover some splits only."""
 
+    LATER = ("attributions",)
 
-class Source(_Record):
+
+class Source(_Growing):
     """One origin of pictures or captions, for the license ledger."""
 
     name: str
     license: str
     attribution: str = ""
+    url: WebAddress = ""
     samples: int
+
+    LATER = ("url",)
 
 
 class Manifest(_Record):

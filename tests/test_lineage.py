@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mobileclip import config, entry, storage
+from mobileclip import attribution, config, entry, storage
 from mobileclip.errors import DataError
 from mobileclip.lineage import view
 from mobileclip.lineage.licenses import Terms, Use, binding, classify, not_commercial
 from mobileclip.lineage.trace import copy_records, trace
+from mobileclip.manifest import Attribution
 from mobileclip.models import zoo
 from mobileclip.promotion.model_card import model_card
 from tests import students
@@ -229,7 +230,8 @@ def test_model_card_tells_evaluation_gates_licenses_and_lineage(chain):
     card = model_card(
         trace(str(chain / "filter")),
         name="student",
-        card={"model": "tiny-mci", "sha256": "ab", "teachers": {"a": "x", "b": "y"}, "license": "MIT AND apple-amlr"},
+        card={"model": "tiny-mci", "sha256": "ab", "teachers": {"a": "x", "b": "y"}, "license": "MIT AND apple-amlr"}
+        | attribution.to_card([Attribution(kind="data", name="ann", license="CC-BY-4.0", attribution="by Ann")]),
         metrics={"samples": 8, "student/retrieval/i2t/r1": 0.5, "student/retrieval/i2t/r1/low": 0.4}
         | {"student/retrieval/i2t/r1/high": 0.6, "student/zero_shot/g/top1": 0.25},
         contract={},
@@ -242,5 +244,6 @@ def test_model_card_tells_evaluation_gates_licenses_and_lineage(chain):
         "| champion | a\\|b | c | **no** |",
         "**research-only**, because of weights of b (apple-amlr)",
         "| filter | `",
+        "- **ann**, license `CC-BY-4.0`. by Ann\n",
     ):
         assert part in card

@@ -5,10 +5,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mobileclip import manifest, storage
 from mobileclip.errors import DataError, IntegrityError
-from mobileclip.manifest import Column, ColumnPart, Manifest, Shard, Source
+from mobileclip.manifest import Attribution, Column, ColumnPart, Manifest, Shard, Source
 
 
 def _shard(name="train-00000", split="train", path="") -> Shard:
@@ -113,3 +114,23 @@ def test_digests_tell_specs_and_uids_apart():
     assert manifest.spec_digest({"a": 1, "b": 2}) == manifest.spec_digest({"b": 2, "a": 1})
     assert manifest.spec_digest({"a": 1}) != manifest.spec_digest({"a": 2})
     assert manifest.uids_digest(["a", "b"]) != manifest.uids_digest(["b", "a"])
+
+
+def test_fields_that_came_later_leave_earlier_manifests_their_digest():
+    """What was written before there were attributions and addresses is read, and written again, byte for byte."""
+    raw = json.loads(_content().to_bytes())
+    assert all("attributions" not in column for column in raw["columns"])
+    assert [set(source) for source in raw["sources"]] == [{"name", "license", "attribution", "samples"}]
+    owed = Attribution(kind="teacher", name="first", license="MIT", url="https://first.example")
+    column = _column().model_copy(update={"attributions": [owed]})
+    later = Manifest(
+        shards=[], columns=[column], sources=[Source(name="x", license="MIT", url="https://x.example", samples=1)]
+    )
+    assert Manifest.model_validate_json(later.to_bytes()) == later
+    assert later.digest() != later.with_column(_column()).digest()
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "x.example", "https://a b", 'https://a"onclick', "ftp://x"])
+def test_an_address_is_one_of_the_web(url):
+    with pytest.raises(ValidationError, match="url"):
+        Source(name="x", license="MIT", url=url, samples=1)

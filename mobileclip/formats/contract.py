@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from mobileclip import manifest
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats.digests import digest
 from mobileclip.formats.interface import Record, TensorSpec
+from mobileclip.manifest import WebAddress
 
 SCHEMA_VERSION = 2
 FILE_NAME = "contract.json"
@@ -132,6 +134,13 @@ class Bank(Record):
     """Proof against the student's own text tower; `mobileclip.formats.prompt_bank` defines each."""
 
 
+class Attribution(manifest.Attribution):
+    """One thing that went into the student, with all that an app's page of credits shows."""
+
+    license_urls: dict[str, WebAddress] = Field(default_factory=dict)
+    """Where each license of `license` can be read; empty = not known."""
+
+
 class Lineage(Record):
     """Where the student comes from."""
 
@@ -151,6 +160,8 @@ class Contract(Record):
     """Architecture."""
     license: str
     """License of the weights."""
+    attributions: list[Attribution] = Field(default_factory=list)
+    """Data, captioners, teachers and pretrained weights behind the student; empty in contracts of before."""
     embed_dim: PositiveInt
     """Width of the embeddings."""
     logit_scale: float

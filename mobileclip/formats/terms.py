@@ -4,10 +4,21 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobileclip.formats.contract import Bank, Contract, File, ImageContract, Lineage, Program, TextContract
+from mobileclip import attribution, manifest
+from mobileclip.formats.contract import (
+    Attribution,
+    Bank,
+    Contract,
+    File,
+    ImageContract,
+    Lineage,
+    Program,
+    TextContract,
+)
 from mobileclip.formats.programs import versions
 from mobileclip.formats.tokenizer import CLEANING, PAD_ID
 from mobileclip.formats.towers import has_clip_tokenizer, is_causal
+from mobileclip.lineage import licenses
 from mobileclip.models.zoo import TEXT_FOLDER, Clip
 
 
@@ -29,12 +40,13 @@ def agree(
         prompt_banks: Proved prompt banks.
     """
     bias = getattr(clip.model, "logit_bias", None)
+    card = {key: value for key, value in clip.card.items() if key != attribution.CARD_KEY}
     return Contract(
-        model=str(clip.card.get("model", clip.name)), license=clip.license, embed_dim=clip.embed_dim,
+        model=_name(clip), license=clip.license, attributions=_attributions(clip), embed_dim=clip.embed_dim,
         logit_scale=clip.logit_scale, logit_bias=0.0 if bias is None else float(bias.detach().reshape(-1)[0]),
         image=_image(clip), text=_text(clip), programs=list(programs), prompt_banks=list(prompt_banks),
         files=list(files),
-        lineage=Lineage(student_sha256=clip.sha256, dataset_sha256=dataset_sha256, card=clip.card),
+        lineage=Lineage(student_sha256=clip.sha256, dataset_sha256=dataset_sha256, card=card),
         versions=versions(sorted({program.format for program in programs})),
     )  # fmt: skip
 
@@ -46,6 +58,25 @@ def copy_tokenizer(clip: Clip, folder: Path) -> list[Path]:
     if found:
         folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copyfile(path, folder / path.name)) for path in found]
+
+
+def _name(clip: Clip) -> str:
+    return str(clip.card.get("model", clip.name))
+
+
+def _attributions(clip: Clip) -> list[Attribution]:
+    """What the student's card records; of one that records nothing only its own license can be told."""
+    own = manifest.Attribution(kind="weights", name=_name(clip), license=clip.license)
+    found = attribution.of_card(clip.card) or [own]
+    return [
+        Attribution(**one.model_dump(), license_urls={name: _url(name) for name in licenses.names(one.license)})
+        for one in found
+    ]
+
+
+def _url(license_: str) -> str:
+    text = licenses.text(license_)
+    return text.url if text else ""
 
 
 def _image(clip: Clip) -> ImageContract:

@@ -56,6 +56,64 @@ _PERMISSIVE = re.compile(
 _SHARE_ALIKE = re.compile(r"cc-by-sa|l?gpl|agpl|mpl|epl|odbl|gfdl|cdla-sharing|eupl")
 
 
+@dataclass(frozen=True)
+class Text:
+    """Where a license can be read.
+
+    Attributes:
+        url: Its canonical address.
+        notice: A sentence that it wants repeated wherever the work, or what is made from it, is passed on.
+    """
+
+    url: str
+    notice: str = ""
+
+
+_CREATIVE_COMMONS = re.compile(r"cc-(by(?:-nc)?(?:-nd|-sa)?)-(\d\.\d)")
+_TEXTS = {
+    "0bsd": Text("https://opensource.org/license/0bsd"),
+    "agpl-3.0": Text("https://www.gnu.org/licenses/agpl-3.0.html"),
+    "apache-2.0": Text("https://www.apache.org/licenses/LICENSE-2.0"),
+    "apple-amlr": Text(
+        "https://github.com/apple/ml-mobileclip/blob/main/LICENSE_MODELS",
+        "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License "
+        "Agreement.",
+    ),
+    "apple-ascl": Text("https://github.com/apple/ml-mobileclip/blob/main/LICENSE"),
+    "bsd-2-clause": Text("https://opensource.org/license/bsd-2-clause"),
+    "bsd-3-clause": Text("https://opensource.org/license/bsd-3-clause"),
+    "cc0-1.0": Text("https://creativecommons.org/publicdomain/zero/1.0/"),
+    "cdla-permissive-2.0": Text("https://cdla.dev/permissive-2-0/"),
+    "cdla-sharing-1.0": Text("https://cdla.dev/sharing-1-0/"),
+    "gpl-2.0": Text("https://www.gnu.org/licenses/old-licenses/gpl-2.0.html"),
+    "gpl-3.0": Text("https://www.gnu.org/licenses/gpl-3.0.html"),
+    "isc": Text("https://opensource.org/license/isc-license-txt"),
+    "lgpl-3.0": Text("https://www.gnu.org/licenses/lgpl-3.0.html"),
+    "mit": Text("https://opensource.org/license/mit"),
+    "mpl-2.0": Text("https://www.mozilla.org/MPL/2.0/"),
+    "odbl-1.0": Text("https://opendatacommons.org/licenses/odbl/1-0/"),
+    "odc-by-1.0": Text("https://opendatacommons.org/licenses/by/1-0/"),
+    "ofl-1.1": Text("https://openfontlicense.org/open-font-license-official-text/"),
+    "pddl-1.0": Text("https://opendatacommons.org/licenses/pddl/1-0/"),
+    "unicode-3.0": Text("https://www.unicode.org/license.txt"),
+    "unlicense": Text("https://unlicense.org/"),
+}
+
+
+def names(license: str) -> list[str]:
+    """The licenses of an expression, in its order: `MIT AND (CC0-1.0 OR X)` names three."""
+    parts = [_balanced(part.strip()) for part in re.split(r" AND | OR ", license)]
+    return list(dict.fromkeys(part for part in parts if part)) or ["unknown"]
+
+
+def text(name: str) -> Text | None:
+    """Where one license can be read, by its SPDX identifier or known name; None where that is not known."""
+    key = re.sub(r"-(only|or-later)$", "", name.partition(" WITH ")[0].strip().lower().replace(" ", "-"))
+    if found := _CREATIVE_COMMONS.fullmatch(key):
+        return Text(f"https://creativecommons.org/licenses/{found[1]}/{found[2]}/")
+    return _TEXTS.get(key)
+
+
 def classify(license: str) -> Terms:
     """Terms of an SPDX identifier, an SPDX expression (`AND`: the strictest, `OR`: the freest) or a known name."""
     text = license.strip().strip("()").lower()
@@ -68,6 +126,12 @@ def classify(license: str) -> Terms:
     if _SHARE_ALIKE.match(name):
         return Terms.SHARE_ALIKE
     return Terms.PERMISSIVE if _PERMISSIVE.match(name) else Terms.UNKNOWN
+
+
+def _balanced(part: str) -> str:
+    """Without the parentheses that an expression left open."""
+    extra = part.count("(") - part.count(")")
+    return part[extra:].strip() if extra > 0 and part.startswith("(" * extra) else part[: len(part) + min(extra, 0)]
 
 
 def binding(uses: Iterable[Use]) -> tuple[Terms, list[Use]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mobileclip import attribution
 from mobileclip.lineage.licenses import Terms, because, binding
 from mobileclip.lineage.trace import Trace
 
@@ -46,6 +47,7 @@ def model_card(
         _programs(contract),
         _gates(verdicts),
         _licenses(found),
+        _attributions(card),
         _chain(found),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -110,6 +112,11 @@ def _licenses(found: Trace) -> str:
         f"## Licenses\n\nThe most restrictive one binds the student: **{terms.label}**, because of {because(reasons)}. "
         f"{_MEANING[terms]}\n\n" + _table(("Stage", "What", "License", "Terms"), rows)
     )
+
+
+def _attributions(card: Mapping[str, Any]) -> str:
+    text = attribution.markdown(attribution.of_card(card))
+    return f"## Attributions\n\n{text}" if text else ""
 
 
 def _chain(found: Trace) -> str:

@@ -21,7 +21,7 @@ from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.evaluation.captions import Quality, assess, clip_score, draw_lengths, fault
 from mobileclip.manifest import Column, Manifest, Shard
-from mobileclip.models import zoo
+from mobileclip.models import credit, zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, check, write_captions
 from mobileclip.report import Tracker
@@ -119,7 +119,8 @@ def _plan(config: Caption, clip: zoo.Clip) -> ColumnPlan:
         "open_clip": open_clip.__version__,
         "version": _VERSION,
     }
-    return ColumnPlan(config.name, "caption", spec, license=clip.license)
+    owed = credit.attributions(clip, "captioner", config.name)
+    return ColumnPlan(config.name, "caption", spec, license=clip.license, attributions=owed)
 
 
 def _compute(config: Caption, clip: zoo.Clip, data: str, shard: Shard, _: list[str]) -> dict[str, Tensors]:

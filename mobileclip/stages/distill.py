@@ -2,12 +2,12 @@
 
 import torch
 
-from mobileclip import manifest, storage
+from mobileclip import attribution, manifest, storage
 from mobileclip.config import Distill
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError
-from mobileclip.manifest import Manifest
-from mobileclip.models import zoo
+from mobileclip.manifest import Attribution, Manifest
+from mobileclip.models import credit, zoo
 from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
@@ -126,9 +126,11 @@ def _train(
         "synthetic": list(synthetic),
     }
     if join().main:
-        started = clip.license if zoo.has_weights(config.model, config.pretrained) else ""
-        license_ = _license(content, reinforcement, synthetic, started)
-        zoo.save(storage.join(out, name), clip, license=license_, card=card)
+        owed = _attributions(content, reinforcement, synthetic)
+        if zoo.has_weights(config.model, config.pretrained):
+            owed = attribution.merged(owed, credit.attributions(clip, "weights"))
+        license_ = attribution.license_of(owed)
+        zoo.save(storage.join(out, name), clip, license=license_, card=card | attribution.to_card(owed))
     return result
 
 
@@ -137,9 +139,8 @@ def _scales(content: Manifest, teachers: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(content.scales.get(name, own[name])) for name in teachers)
 
 
-def _license(content: Manifest, reinforcement: Reinforcement, synthetic: tuple[str, ...], started: str) -> str:
-    """A student inherits the licenses of its pictures, captions, captioners, teachers and of what it started from."""
-    parts = {source.license for source in content.sources} | ({started} if started else set())
-    parts |= {content.column(f"{name}.views").license for name in reinforcement.teachers}
-    parts |= {content.column(name).license for name in synthetic}
-    return " AND ".join(sorted({word for part in parts for word in part.split(" AND ")}))
+def _attributions(content: Manifest, reinforcement: Reinforcement, synthetic: tuple[str, ...]) -> list[Attribution]:
+    """Everything of the dataset that a student learns from: pictures, captions, captioners, teachers."""
+    captioners = [attribution.of_column(content, name, "captioner") for name in synthetic]
+    teachers = [attribution.of_column(content, f"{name}.views", "teacher") for name in reinforcement.teachers]
+    return attribution.merged(attribution.of_data(content), *captioners, *teachers)

@@ -9,8 +9,9 @@ import torch
 from open_clip import CoCa
 from tqdm import tqdm
 
-from mobileclip import manifest, storage
+from mobileclip import attribution, manifest, storage
 from mobileclip.config import FinetuneCaptioner, Training, Views
+from mobileclip.data import ledger
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import Sample, read_samples
@@ -19,8 +20,8 @@ from mobileclip.evaluation.caption_report import caption_page
 from mobileclip.evaluation.caption_scores import bleu4, cider
 from mobileclip.evaluation.captions import assess
 from mobileclip.evaluation.exhibits import thumbnail
-from mobileclip.manifest import Manifest
-from mobileclip.models import zoo
+from mobileclip.manifest import Attribution, Manifest
+from mobileclip.models import credit, zoo
 from mobileclip.models.context import context_length, with_context
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, write_captions
@@ -77,7 +78,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         return {}
     content = manifest.read(data)
     torch.manual_seed(config.seed)
-    clip, license_ = _create(config, content, towers)
+    clip, owed = _create(config, content, towers)
     frozen = freeze_trunk(clip, data, content, dropout=config.dropout) if config.lock else None
     held_out = _held_out(config, data, content)
     results: dict[str, Result] = {}
@@ -88,7 +89,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         last = results[phase.name].history[-1]
         metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
         if join().main and phase.name == "finetune":  # before it is scored, so that a fault there costs no training
-            zoo.save(out, clip, license=license_, card=_card(config, content))
+            card = _card(config, content) | attribution.to_card(owed)
+            zoo.save(out, clip, license=attribution.license_of(owed), card=card)
         if join().main and held_out:
             scores, shown[phase.name] = _score(clip, held_out, config)
             metrics |= {f"{phase.name}/validation/{name}": value for name, value in scores.items()}
@@ -105,20 +107,21 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     return metrics
 
 
-def _create(config: FinetuneCaptioner, content: Manifest, towers: str) -> tuple[zoo.Clip, str]:
-    """The captioner to start from, and the license of what comes out: it inherits those of weights and data."""
-    licenses = {source.license for source in content.sources}
+def _create(config: FinetuneCaptioner, content: Manifest, towers: str) -> tuple[zoo.Clip, list[Attribution]]:
+    """The captioner to start from, and what comes out owes to: data and weights."""
+    owed = attribution.of_data(content)
     clip = zoo.start(config.model, pretrained=config.pretrained)
     if _has_weights(config):
-        licenses.add(clip.license)
+        owed += credit.attributions(clip, "weights")
     if not isinstance(clip.model, CoCa):
         raise ConfigError(f"finetune_captioner.model: got '{config.model}', want a CoCa, which can write captions.")
     if config.context_length not in {0, context_length(clip)}:
         clip = with_context(clip, config.context_length)
     if config.image_weights or config.lock:
         _load_trunk(clip, config, towers)
-    words = {word for license_ in licenses for word in license_.split(" AND ")}
-    return clip, " AND ".join(sorted(words)) or "unknown"
+    if config.image_weights:
+        owed.append(ledger.of_tower(towers, config.image_weights, key="finetune_captioner.towers"))
+    return clip, attribution.merged(owed)
 
 
 def _load_trunk(clip: zoo.Clip, config: FinetuneCaptioner, towers: str) -> None:

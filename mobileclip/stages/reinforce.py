@@ -22,7 +22,7 @@ from mobileclip.data.progress import write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest, Shard
-from mobileclip.models import zoo
+from mobileclip.models import credit, zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.parallel import ahead
 from mobileclip.report import Tracker
@@ -121,7 +121,8 @@ def _plans(
             "version": _VERSION,
         }
         license_ = refs[name].license or clip.license
-        plans.append(ColumnPlan(f"{name}.views", "embedding", {**teacher, "views": views}, ["views"], license_))
+        owed = credit.attributions(clip, "teacher", name, license=license_)
+        plans.append(ColumnPlan(f"{name}.views", "embedding", {**teacher, "views": views}, ["views"], license_, owed))
         truth = {**teacher, "field": config.caption_field}
         plans.append(ColumnPlan(f"{name}.{GROUND_TRUTH}", "embedding", truth, [], license_))
         for caption in config.captions:

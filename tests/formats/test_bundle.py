@@ -27,7 +27,15 @@ def export(clip, written, folder, tmp_path_factory):
     paths = [golden.write(clip, out), *tokenizer.write(clip.tokenizer, out / tokenizer.FOLDER), out / "package"]
     files = [contract.describe(path, root=out) for path in paths]
     agreed = terms.agree(clip, list(written.values()), files, dataset_sha256="d" * 64)
-    agreed = agreed.model_copy(update={"lineage": agreed.lineage.model_copy(update={"student_sha256": "ab" * 32})})
+    owed = contract.Attribution(
+        kind="data",
+        name="ann",
+        license="CC-BY-4.0 AND her-own",
+        attribution="Drawings by Ann.",
+        url="https://ann.example",
+    )
+    lineage = agreed.lineage.model_copy(update={"student_sha256": "ab" * 32})
+    agreed = agreed.model_copy(update={"lineage": lineage, "attributions": [owed, *agreed.attributions]})
     (out / contract.FILE_NAME).write_bytes(agreed.to_bytes())
     return out
 
@@ -103,6 +111,10 @@ def test_texts_say_what_matters(bundled, clip):
     assert "squash to 64 x 64 pixels" in card
     assert clip.license in notices
     assert notices.count("Permission is hereby granted") == 2  # tokenizer and the page's runtime
+    assert "Drawings by Ann. <https://ann.example>" in notices
+    assert "`CC-BY-4.0`: <https://creativecommons.org/licenses/by/4.0/>" in notices
+    assert "- `her-own`: its text is not known here" in notices  # stated, not dropped
+    assert "| ann | data | `CC-BY-4.0 AND her-own` |" in card
     assert schema["title"] == "Contract"
 
 

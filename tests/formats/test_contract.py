@@ -1,12 +1,15 @@
 """The contract tells an app all it needs, survives a round trip, and refuses what is damaged or hostile."""
 
+import dataclasses
 import json
 
 import pytest
 
+from mobileclip import attribution
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats import contract, terms
 from mobileclip.formats.digests import digest
+from mobileclip.manifest import Attribution
 from mobileclip.models import zoo
 
 
@@ -23,6 +26,50 @@ def saved(agreed, tmp_path):
 
 def test_round_trip(agreed, saved):
     assert contract.read(saved) == agreed
+
+
+def test_a_contract_of_before_attributions_still_reads(agreed):
+    raw = json.loads(agreed.to_bytes())
+    del raw["attributions"]
+    assert contract.parse(json.dumps(raw).encode()).attributions == []
+
+
+def test_a_student_that_records_nothing_tells_its_own_license(agreed, clip):
+    (own,) = agreed.attributions
+    assert (own.kind, own.license) == ("weights", clip.license)
+    assert list(own.license_urls) == [clip.license]
+
+
+def test_attributions_come_from_the_card_with_the_licenses_texts(clip, written):
+    owed = [
+        Attribution(kind="data", name="ann", license="CC-BY-SA-4.0", attribution="by Ann", url="https://ann.example"),
+        Attribution(kind="teacher", name="t", license="MIT AND whatever"),
+    ]
+    carded = dataclasses.replace(clip, card={"model": "tiny-mci", **attribution.to_card(owed)})
+    agreed = terms.agree(carded, list(written.values()), [], dataset_sha256="d" * 64)
+    assert [Attribution(**one.model_dump(exclude={"license_urls"})) for one in agreed.attributions] == owed
+    assert [one.license_urls for one in agreed.attributions] == [
+        {"CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/"},
+        {"MIT": "https://opensource.org/license/mit", "whatever": ""},
+    ]
+    assert agreed.lineage.card == {"model": "tiny-mci"}  # told once
+    assert contract.parse(agreed.to_bytes()) == agreed
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"url": "javascript:alert(1)"}, "url"), ({"kind": "art"}, "kind"), ({"by": "x"}, "by"),
+        ({"license_urls": {"MIT": "x"}}, "license_urls.MIT"),
+    ],
+)  # fmt: skip
+def test_attributions_are_checked(agreed, change, place):
+    raw = json.loads(agreed.to_bytes())
+    raw["attributions"][0] |= change
+    with pytest.raises(IntegrityError, match=rf"^contract\.json: attributions\.0\.{place}: .*\.$"):
+        contract.parse(json.dumps(raw).encode())
+    fields = json.loads(contract.schema())["$defs"]["Attribution"]["properties"]
+    assert set(fields) == {"kind", "name", "license", "attribution", "url", "license_urls"}
 
 
 def test_says_how_to_feed_the_student(agreed, clip):

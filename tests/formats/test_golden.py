@@ -1,6 +1,7 @@
 """Golden values are what an app must get from the exported programs."""
 
 import json
+import shutil
 
 import numpy as np
 
@@ -15,6 +16,20 @@ def test_programs_give_the_golden_values(clip, written, folder, tmp_path):
     text = load_program(folder / "text.float32.onnx")(np.array(values["tokens"], dtype=np.int32))
     np.testing.assert_allclose(image, values["image_features"], atol=5e-6)
     np.testing.assert_allclose(text, values["text_features"], atol=5e-6)
+
+
+def test_programs_tell_their_own_answers(clip, written, folder, tmp_path):
+    """A lossy program is held to what it computes itself; one that only an emulation ran tells nothing."""
+    for path in written:
+        shutil.copyfile(folder / path, tmp_path / path)
+    emulated, *executed = written.values()
+    programs = [emulated.model_copy(update={"executed": False}), *executed]
+    values = json.loads(golden.write(clip, tmp_path, programs).read_text(encoding="utf-8"))
+    assert set(values["programs"]) == {program.path for program in executed}
+    tokens = np.array(values["tokens"], dtype=np.int32)
+    int8 = load_program(folder / "text.int8.onnx", threads=1)(tokens)
+    np.testing.assert_allclose(int8, values["programs"]["text.int8.onnx"], atol=6e-5)
+    assert np.abs(int8 - np.array(values["text_features"])).max() > 1e-3
 
 
 def test_tokenizer_gives_the_golden_tokens(clip, tmp_path):

@@ -1,12 +1,18 @@
 """One tiny student in a bundle with the page, and one browser that has it open."""
 
+import dataclasses
 import threading
 
 import pytest
 
+from mobileclip import attribution
 from mobileclip.formats import bundle, contract, golden, prompt_bank, serve, terms, tokenizer, web
+from mobileclip.manifest import Attribution
 from tests.page.browser import chromium
 
+IMAGE = ("float32", "float16", "int8_static", "int8_weights")
+TEXT = ("float32", "float16", "int8", "int8_weights", "int4_weights")
+ANN = "https://ann.example/drawings"
 LABELS = ["stripes", "dots", "a face", "fog", "noise"]
 
 
@@ -19,7 +25,7 @@ def clip():
 
 @pytest.fixture(scope="session")
 def bundled(clip, tmp_path_factory):
-    """A bundle with float32 programs, a prompt bank and the page; its proof is a few patterns."""
+    """A bundle with every ONNX program, a prompt bank and the page; its proof is a few patterns."""
     from mobileclip.config import Export
     from mobileclip.formats import programs, proof
     from mobileclip.formats.towers import split
@@ -27,13 +33,20 @@ def bundled(clip, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("export")
     reference = proof.refer(clip, pattern_samples(6))
-    written = programs.build(Export(), split(clip), reference, folder)
+    # Random weights are round for no quantizer: what is asked here is whether the page computes what Python does.
+    section = Export(precisions=list(dict.fromkeys([*IMAGE, *TEXT])), max_error_int8=1)
+    written = programs.build(section, split(clip), reference, folder)
     classes = prompt_bank.embed(lambda texts: clip.encode_text(texts).numpy(), LABELS, ["a picture of {}"])
     bank, paths = prompt_bank.build(
         classes, reference.image_features, folder, name="textures", precision="int8", budget=1
     )
-    paths += [golden.write(clip, folder), *tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)]
+    paths += [golden.write(clip, folder, written), *tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)]
     files = [contract.describe(path, root=folder) for path in paths]
+    owed = [
+        Attribution(kind="data", name="ann", license="CC-BY-4.0", attribution="Drawings by <b>Ann</b>.", url=ANN),
+        Attribution(kind="teacher", name="first", license="MIT AND her-own"),
+    ]
+    clip = dataclasses.replace(clip, card=attribution.to_card(owed))
     agreed = terms.agree(clip, written, files, dataset_sha256="d" * 64, prompt_banks=[bank])
     (folder / contract.FILE_NAME).write_bytes(agreed.to_bytes())
     return bundle.write(folder, tmp_path_factory.mktemp("bundle"), extra=web.members())

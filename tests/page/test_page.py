@@ -17,7 +17,7 @@ from mobileclip.formats import bundle, contract, prompt_bank, serve, tokenizer
 from mobileclip.models.zoo import image_tensor
 from tests.models.perturbed import patterned_images
 from tests.page.browser import chromium
-from tests.page.conftest import LABELS
+from tests.page.conftest import ANN, LABELS
 
 MIN_COSINE = 0.9999
 TEXTS = [row for row in tokenizer.VECTORS[: -tokenizer.NUM_REPAIRED] if row.strip()]
@@ -206,6 +206,21 @@ def test_it_says_what_it_runs_and_how_fast(shown, clip):
     assert re.search(r"Web\w+ on this device, \d+ ms a picture", shown.evaluate("document.body.innerText"))
     assert "1 could not be read" in shown.evaluate("document.getElementById('found').textContent")
     assert shown.evaluate("document.getElementById('alert').hidden")
+
+
+def test_it_tells_what_the_student_was_made_from(shown):
+    shown.evaluate("document.getElementById('about').open = true")
+    lines = shown.evaluate("document.getElementById('credits').innerText").splitlines()
+    assert lines == ["ann Drawings by <b>Ann</b>. · CC-BY-4.0", "first · MIT · her-own"]
+    links = shown.evaluate("[...document.querySelectorAll('#credits a')].map((a) => [a.textContent, a.href, a.rel])")
+    assert links == [
+        [text, url, "noopener noreferrer"]
+        for text, url in (
+            ("ann", ANN),
+            ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/"),
+            ("MIT", "https://opensource.org/license/mit"),
+        )
+    ]
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 640), (390, 844), (1280, 900)])

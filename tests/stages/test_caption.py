@@ -55,6 +55,7 @@ def test_every_sample_of_the_split_has_its_captions(finished, data):
     column = content.column("coca")
     assert column.kind == "caption"
     assert column.license == "MIT"
+    assert [(a.kind, a.name, a.license) for a in column.attributions] == [("captioner", "coca", "MIT")]
     assert set(column.parts) == {shard.name for shard in content.split("train")}
     assert len(column.parts) > 1
     seen = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobileclip import manifest
+from mobileclip import attribution, manifest
 from mobileclip.config import Distill, Optimizer, TeacherRef, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.errors import ConfigError, DataError
@@ -66,6 +66,10 @@ def test_student_and_control_are_whole_checkpoints_with_their_origin(finished, c
     assert student.card["distill_weight"] == 0.7
     assert student.license == "CC0-1.0 AND LIC-first AND MIT"
     assert (control.card["teachers"], control.card["distill_weight"], control.license) == ({}, 0.0, "CC0-1.0")
+    owed = [(a.kind, a.name, a.license) for a in attribution.of_card(student.card)]
+    data = ("data", "pictures and captions", "CC0-1.0")
+    assert owed == [data, ("captioner", "coca", "MIT"), ("teacher", "first", "LIC-first")]
+    assert [(a.kind, a.name, a.license) for a in attribution.of_card(control.card)] == [data]
     assert student.sha256 != control.sha256
     assert set(metrics) == {
         f"{m}/{k}" for m in ("student", "control") for k in ("loss", "validation/i2t/r1", "validation/i2t/r10")

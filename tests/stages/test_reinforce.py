@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobileclip import manifest
+from mobileclip import attribution, manifest
 from mobileclip.config import TeacherRef
 from mobileclip.data.augment import apply_view, draw_views
 from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect, pack_texts, read_captions
@@ -16,6 +16,7 @@ from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
 from mobileclip.data.verify import verify
 from mobileclip.errors import ConfigError, DataError, MobileClipError
+from mobileclip.manifest import Attribution
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import reinforce
@@ -244,3 +245,14 @@ def test_wrong_sections_stop_before_anything_is_written(tiny_captioned, tiny_tea
     ):
         _run(reinforce_config, tmp_path / "out", tiny_captioned, "")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_teacher_was_made_from_is_kept_with_its_column(tiny_data, tiny_teachers, reinforce_config, tmp_path):
+    tower = Attribution(kind="weights", name="tower", license="CC-BY-4.0", attribution="by T", url="https://t.example")
+    clip = zoo.load("trained:first", trained=tiny_teachers)
+    zoo.save(str(tmp_path / "teachers" / "first"), clip, license="MIT", card=attribution.to_card([tower]))
+    config = reinforce_config.model_copy(update={"captions": []})
+    _run(config, tmp_path / "out", tiny_data, str(tmp_path / "teachers"))
+    content = manifest.read(str(tmp_path / "out"))
+    own = Attribution(kind="teacher", name="first", license="MIT")
+    assert attribution.of_column(content, "first.views", "teacher") == [own, tower]

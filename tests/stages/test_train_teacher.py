@@ -1,6 +1,7 @@
 """train_teacher: learns, resumes to the same bytes, locks towers, inherits licenses, wrong inputs."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from mobileclip import manifest, storage
+from mobileclip import attribution, manifest, storage
 from mobileclip.config import Optimizer, Teacher, Training, TrainTeacher, check_section
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import zoo
@@ -174,6 +175,21 @@ class TestLocked:
         losses = [json.loads(line)["loss"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
         assert losses[-1] < losses[0]
         assert "locked/validation/i2t/r10" in metrics
+
+    def test_it_owes_to_its_data_and_to_both_towers(self, towers, tiny_data, tmp_path):
+        """The ledger beside the towers names one; the other one's license is unknown, and so is then the teacher's."""
+        given = shutil.copytree(towers, tmp_path / "towers")
+        ledger = [{"file": "text", "name": "words", "license": "CC-BY-4.0", "attribution": "by W"}]
+        (given / "LICENSES.json").write_text(json.dumps(ledger))
+        _run(self.CONFIG, tmp_path / "out", tiny_data, towers=str(given))
+        clip = zoo.load("trained:locked", trained=str(tmp_path / "out"))
+        found = [(a.kind, a.name, a.license, a.attribution) for a in attribution.of_card(clip.card)]
+        assert found == [
+            ("data", "pictures and captions", "CC0-1.0", ""),
+            ("weights", "image.safetensors", "unknown", ""),
+            ("weights", "words", "CC-BY-4.0", "by W"),
+        ]
+        assert clip.license == "CC-BY-4.0 AND CC0-1.0 AND unknown"
 
     def test_dropout_is_of_the_training_alone(self, towers, tiny_data, tmp_path):
         clip = train_teacher._create(self.TEACHER, towers)

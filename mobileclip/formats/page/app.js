@@ -1,7 +1,7 @@
 // The page: pick or photograph pictures, classify the chosen one by labels, search all of them by a text or a picture.
 
 import { createEngine, dot, median, softmax } from "./client.js";
-import { fillSelect, showFacts, showGallery, showScores } from "./view.js";
+import { fillSelect, showCredits, showFacts, showGallery, showScores } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const MAX_SCORES = 10;
@@ -35,6 +35,8 @@ async function open() {
   $("banks").hidden = banks.length === 0;
   fillSelect($("bank"), [...banks, ""], null, Object.fromEntries([...banks.map((name) => [name, `bank “${name}”`]), ["", "my own labels"]]));
   showLabelFields();
+  $("made-from").hidden = !contract.attributions?.length;
+  showCredits($("credits"), contract.attributions ?? []);
   listen();
   $("query").disabled = false;
 }
@@ -69,9 +71,11 @@ async function load(tower) {
   const precision = $(`${tower}-precision`).value;
   if (!precision) throw new Error(`This bundle has no ${tower} program for browsers.`);
   const loaded = await engine.call("load", tower, precision, $("backend").value);
-  state[tower] = loaded;
+  state[tower] = { ...loaded, wished: precision };
   state.times[tower] = [];
-  $("progress").hidden = $("alert").hidden = true;
+  $(`${tower}-precision`).value = loaded.precision;
+  $("progress").hidden = true;
+  tellReplaced();
   refresh();
   return loaded;
 }
@@ -243,6 +247,15 @@ function fail(error) {
   $("progress").hidden = true;
   $("alert").hidden = false;
   $("alert").textContent = error.message ?? String(error);
+}
+
+/** One sentence for each program that was asked for and did not run. */
+function tellReplaced() {
+  const replaced = [state.image, state.text].filter((loaded) => loaded && loaded.precision !== loaded.wished);
+  $("alert").hidden = replaced.length === 0;
+  $("alert").textContent = replaced
+    .map((p) => `The ${p.wished} ${p.tower} program does not run in this browser; ${p.precision} runs in its place.`)
+    .join(" ");
 }
 
 function remember(kind, ms) {

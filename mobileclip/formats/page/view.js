@@ -78,6 +78,25 @@ export function showFacts(table, state, median) {
   }));
 }
 
+/** Whose data and models the student was made from; a license whose text is not known is told without a link. */
+export function showCredits(list, attributions) {
+  list.replaceChildren(...attributions.map((one) => {
+    const item = document.createElement("li");
+    const said = one.attribution ? [element("span", ` ${one.attribution}`)] : [];
+    const urls = Object.entries(one.license_urls ?? {});
+    const licenses = urls.length ? urls : [[one.license, ""]];
+    item.append(link(one.name, one.url, "b"), ...said, ...licenses.flatMap(([name, url]) => [" · ", link(name, url)]));
+    return item;
+  }));
+}
+
+function link(text, url, tag = "span") {
+  if (!/^https?:/.test(url)) return element(tag, text);
+  const made = element("a", text);
+  Object.assign(made, { href: url, target: "_blank", rel: "noopener noreferrer" });
+  return made;
+}
+
 function percent(share) {
   return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
 }
