@@ -11,10 +11,12 @@ from mobileclip.formats import environment, litert, programs
 from mobileclip.formats.job import Job
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
+from tests.formats import mixed
 from tests.models.perturbed import patterned_images
 
 pytestmark = pytest.mark.slow
 
+LOOSE = Export(max_kept=0)
 LIMITS = {"float32": 1e-5, "int8": 0.25, "int8_weights": 0.25}
 
 
@@ -54,6 +56,39 @@ def test_calibrated_image_program_keeps_floats_at_its_ends(written, towers, refe
     assert 1e-3 < error < 0.5  # activations are rounded, too
 
 
+@pytest.mark.parametrize(
+    ("precisions", "budget"), [(["int8_static", "int8"], 0.12), (["int8_weights"], 0.04)], ids=["computing", "weights"]
+)
+def test_layers_kept_in_float32_meet_a_budget_that_all_in_int8_miss(
+    written, towers, reference, calibration, folder, tmp_path, precisions, budget
+):  # fmt: skip
+    made, layers = mixed.build(
+        "litert", precisions, towers, reference, calibration, tmp_path, max_kept=0.9, max_error_int8=budget
+    )  # fmt: skip
+    assert len(made) == 2
+    mixed_ones = [program for program in made.values() if program.kept_in_float]
+    assert len(mixed_ones) == len(precisions) % 2 + 1  # the text tower's int8 meets the first budget as it is
+    for program in mixed_ones:
+        base = folder / f"{program.tower}.float32.tflite"
+        mixed.check(program, layers[program.path], tmp_path, towers, base)
+        assert program.bytes < written[base.name].bytes
+        _write(program.tower, program.precision, towers, reference, calibration, tmp_path / "again", budget, most=0.9)
+        assert (tmp_path / "again" / program.path).read_bytes() == (tmp_path / program.path).read_bytes()
+        none = _write(
+            program.tower, program.precision, towers, reference, calibration, tmp_path / "none", budget, most=0
+        )
+        assert not none.keep
+        assert (tmp_path / "none" / program.path).stat().st_size < program.bytes
+
+
+def _write(tower, precision, towers, reference, calibration, folder, budget, *, most):
+    folder.mkdir(exist_ok=True)
+    section = Export(max_kept=most, max_error_int8=budget)
+    item = programs.Plan(tower, "litert", precision)
+    example = torch.from_numpy(reference.inputs(tower)[:2])
+    return programs.write(item, section, towers, example=example, folder=folder, calibrate=lambda: calibration)
+
+
 @torch.no_grad()
 def test_weights_of_more_than_32_mib(written, tmp_path):
     """The quantizer's own rounding fails on convolutions of that size."""
@@ -64,7 +99,7 @@ def test_weights_of_more_than_32_mib(written, tmp_path):
     images, path = patterned_images(6, 16), tmp_path / "image.tflite"
     assert module[2].weight.nbytes > 2**25
     litert.write(
-        Job("image", "int8_weights", module, images[:2], ("image", "features"), path, Export(), 1.0, lambda: None)
+        Job("image", "int8_weights", module, images[:2], ("image", "features"), path, LOOSE, 1.0, lambda: None)
     )
     got = load_program(path, threads=1)(images.numpy())
     assert relative_error(got, module(images).numpy()) < 0.02
