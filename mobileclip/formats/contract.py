@@ -138,7 +138,7 @@ class Program(File):
     format: str
     precision: str
     kept_in_float: list[str] = []
-    """Layers that a quantized program holds in float32, because its budget asked for it."""
+    """Layers that a quantized program holds in floating point, because its budget asked for it."""
     settings: dict[str, Any] = {}
     """Settings of the exporter (for ONNX: opset)."""
     budget: PositiveFloat

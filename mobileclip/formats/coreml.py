@@ -74,7 +74,8 @@ def _weights(model: Any, traced: ExportedProgram) -> dict[str, str]:
     with _quiet():
         from coremltools.optimize import coreml as optimize
 
-        found = optimize.get_weights_metadata(model, weight_threshold=_SMALLEST)
+        # This takes a weight of just that size, the quantizer does not.
+        found = optimize.get_weights_metadata(model, weight_threshold=_SMALLEST + 1)
     layers: dict[str, str] = {}
     for weight, about in found.items():
         name = f"{_module(weight, traced)}/{about.child_ops[0].op_type}"

@@ -16,7 +16,7 @@ import sys
 import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from mobileclip.errors import ConfigError, ExportError
 
@@ -144,13 +144,12 @@ def session(name: str, script: Path, exchange: Path) -> Iterator[Callable[[dict[
         _command(name, script, exchange), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True,
         env=_variables(),
     ) as worker:  # fmt: skip
+        requests, replies = cast(TextIO, worker.stdin), cast(TextIO, worker.stdout)
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
-            line = ""
-            if worker.stdin and worker.stdout:
-                with contextlib.suppress(BrokenPipeError):  # it has ended: there is no line to read either
-                    print(json.dumps(request), file=worker.stdin, flush=True)
-                line = worker.stdout.readline()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: there is no line to read either
+                print(json.dumps(request), file=requests, flush=True)
+            line = replies.readline()
             if not line:
                 worker.wait()
                 raise _failed(script, errors.read_text(encoding="utf-8", errors="replace"))
@@ -161,6 +160,9 @@ def session(name: str, script: Path, exchange: Path) -> Iterator[Callable[[dict[
         except BaseException:
             worker.kill()  # it may be in the middle of long work
             raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):  # of a request that a dead worker never read
+                requests.close()
 
 
 def _command(name: str, script: Path, exchange: Path) -> list[str]:
