@@ -144,7 +144,7 @@ def session(name: str, script: Path, exchange: Path) -> Iterator[Callable[[dict[
         _command(name, script, exchange), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True,
         env=_variables(),
     ) as worker:  # fmt: skip
-        requests, replies = cast(TextIO, worker.stdin), cast(TextIO, worker.stdout)
+        requests, replies = cast("TextIO", worker.stdin), cast("TextIO", worker.stdout)
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(BrokenPipeError):  # it has ended: there is no line to read either
