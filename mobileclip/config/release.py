@@ -107,8 +107,8 @@ class Export(Section):
     max_error_int8: PositiveFloat = 0.25
     """The same for int4 and the three kinds of int8."""
     max_kept: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Largest share of layers that an int8 program (ONNX; `int8_static` of ExecuTorch) may hold in float32 to meet its
-    budget, the worst first; 0 = none."""
+    """Largest share of layers that an int8 or int4 program may hold in floating point to meet its budget, the worst
+    first; 0 = none."""
     calibration_split: Split = "train"
     """Split whose samples calibrate int8 programs and choose the layers they keep in float32."""
     calibration_samples: Annotated[int, Field(ge=2)] = 32

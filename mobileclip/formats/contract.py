@@ -106,7 +106,7 @@ class Program(File):
     output: TensorSpec
     """Embeddings; compare by dot product."""
     kept_in_float: list[str] = Field(default_factory=list)
-    """Layers that a quantized program holds in float32, because its budget asked for it."""
+    """Layers that a quantized program holds in floating point, because its budget asked for it."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the exporter (for ONNX: opset)."""
     budget: PositiveFloat

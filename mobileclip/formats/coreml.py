@@ -9,15 +9,18 @@ import json
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
-from mobileclip.formats.job import Job, Written
+from mobileclip.formats.job import Job, Written, mixed
 from mobileclip.formats.quiet import no_logging
+from mobileclip.formats.sensitivity import Choice
 
 SMALLEST = 2048  # weights; smaller tensors stay as they are when weights are quantized
 _TARGET = "iOS17"
@@ -36,18 +39,65 @@ def write(job: Job) -> Written:
     The image program takes a picture (`CVPixelBuffer`): Core ML divides by 255, the program normalizes. Pictures come
     one by one, so a program of several rows takes an array in 0-1.
     """
+    traced, choice = job.traced(job.module), Choice([], 0.0, {})
     with quiet():
-        from coremltools.optimize import coreml as optimize
+        model = _convert(traced, job)
+    if job.precision == "int8_weights":
+        weights = _weights(model, traced)
+        choice = mixed(
+            job, list(weights), lambda keep: _save(_quantized(model, [weights[layer] for layer in keep]), job)
+        )  # fmt: skip
+    else:
+        _save(model, job)
+    compute = "float32" if job.precision == "float32" else "float16"
+    settings = {"batch": job.batch, "target": _TARGET, "compute": compute}
+    return Written(settings, choice.figures, choice.keep, choice.alone)
 
-        model = _convert(job.traced(job.module), job)
-        if job.precision == "int8_weights":
-            terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
-            model = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=terms))
+
+def _save(model: Any, job: Job) -> None:
+    with quiet():
         model.short_description = f"{job.names[1]} of a MobileCLIP student"
         model.save(str(job.path))
     make_reproducible(job.path)
-    compute = "float32" if job.precision == "float32" else "float16"
-    return Written({"batch": job.batch, "target": _TARGET, "compute": compute})
+
+
+def _quantized(model: Any, keep: Sequence[str]) -> Any:
+    """A model with its weights in int8, but for those of these names."""
+    with quiet():
+        from coremltools.optimize import coreml as optimize
+
+        terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
+        config = optimize.OptimizationConfig(global_config=terms, op_name_configs=dict.fromkeys(keep))
+        return optimize.linear_quantize_weights(model, config)
+
+
+def _weights(model: Any, traced: ExportedProgram) -> dict[str, str]:
+    """What int8 is asked of: the weights' names in the model by layer (`blocks.0.query/linear`)."""
+    with quiet():
+        from coremltools.optimize import coreml as optimize
+
+        # This takes a weight of just that size, the quantizer does not.
+        found = optimize.get_weights_metadata(model, weight_threshold=SMALLEST + 1)
+    layers: dict[str, str] = {}
+    for weight, about in found.items():
+        name = f"{_module(weight, traced)}/{about.child_ops[0].op_type}"
+        layers[name if name not in layers else f"{name}.{weight}"] = weight
+    return layers
+
+
+def _module(weight: str, traced: ExportedProgram) -> str:
+    """The module a weight of the model comes from; its own name where that cannot be told."""
+    signature, stem = traced.graph_signature, weight.removesuffix("_to_fp16")
+    known = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    if stem in known:
+        return known[stem].removesuffix(".weight")
+    # A scale was folded into the layer before it, and the weight bears the scale's name.
+    nodes = {node.name: node for node in traced.graph.nodes}
+    node = nodes.get(stem.removesuffix("_weight_0"))
+    while isinstance(node, Node) and node.target not in _PRODUCTS:
+        node = node.args[0] if node.args else None
+    stack = list(node.meta.get("nn_module_stack", {}).values()) if isinstance(node, Node) else []
+    return str(stack[-1][0]) if stack else weight
 
 
 def _convert(traced: ExportedProgram, job: Job) -> Any:
@@ -106,3 +156,4 @@ def quiet() -> Iterator[None]:
 
 
 _DATE = "com.github.apple.coremltools.conversion_date"
+_PRODUCTS = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default}

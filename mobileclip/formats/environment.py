@@ -6,6 +6,7 @@ folder with `request.json` and its inputs, and leaves its outputs there. Only fi
 programs as `.pt2`, which the worker reads and this process has just written.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from mobileclip.errors import ConfigError, ExportError
 
@@ -111,14 +113,69 @@ def run(name: str, script: Path, request: dict[str, Any], exchange: Path) -> dic
         ExportError: The worker failed.
     """
     (exchange / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    # Few variables: the worker must not find this environment's packages, nor see credentials.
-    variables = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
-    command = [str(python(name)), "-I", str(script), str(exchange)]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    done = subprocess.run(
+        _command(name, script, exchange), capture_output=True, text=True, env=_variables(), check=False
+    )  # fmt: skip
     reply = exchange / "reply.json"
     if done.returncode or not reply.is_file():
-        raise ExportError(f"{script.stem}: failed in its environment: {_last_line(done.stderr)}")
+        raise _failed(script, done.stderr)
     return dict(json.loads(reply.read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def session(name: str, script: Path, exchange: Path) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Run a worker that answers one request after the other: its start costs more than most of them.
+
+    The worker reads requests as lines of JSON and writes a line for each; it ends with its input.
+
+    Args:
+        name: Its environment.
+        script: The worker, called with the exchange folder.
+        exchange: Folder with its inputs.
+
+    Yields:
+        A function that takes a request and gives the worker's reply; it raises ExportError where the worker failed.
+
+    Raises:
+        ConfigError: The environment was not made.
+    """
+    errors = exchange / "errors.txt"
+    with errors.open("w", encoding="utf-8") as stream, subprocess.Popen(
+        _command(name, script, exchange), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True,
+        env=_variables(),
+    ) as worker:  # fmt: skip
+        requests, replies = cast("TextIO", worker.stdin), cast("TextIO", worker.stdout)
+
+        def ask(request: dict[str, Any]) -> dict[str, Any]:
+            with contextlib.suppress(BrokenPipeError):  # it has ended: there is no line to read either
+                print(json.dumps(request), file=requests, flush=True)
+            line = replies.readline()
+            if not line:
+                worker.wait()
+                raise _failed(script, errors.read_text(encoding="utf-8", errors="replace"))
+            return dict(json.loads(line))
+
+        try:
+            yield ask
+        except BaseException:
+            worker.kill()  # it may be in the middle of long work
+            raise
+        finally:
+            with contextlib.suppress(BrokenPipeError):  # of a request that a dead worker never read
+                requests.close()
+
+
+def _command(name: str, script: Path, exchange: Path) -> list[str]:
+    return [str(python(name)), "-I", str(script), str(exchange)]
+
+
+def _variables() -> dict[str, str]:
+    """Few: the worker must not find this environment's packages, nor see credentials."""
+    return {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
+
+
+def _failed(script: Path, errors: str) -> ExportError:
+    return ExportError(f"{script.stem}: failed in its environment: {_last_line(errors)}")
 
 
 def _last_line(text: str) -> str:

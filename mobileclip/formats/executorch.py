@@ -1,6 +1,7 @@
 """ExecuTorch programs for XNNPACK: float32, float16 of the text tower, int8 dynamic and calibrated (PT2E)."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import executorch.version
@@ -10,12 +11,13 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import to_edge_transform_and_lower
 from torch import nn
+from torch.fx import GraphModule
 
 from mobileclip.formats import pt2e
-from mobileclip.formats.job import Job, Written, parts
+from mobileclip.formats.job import Job, Written, mixed, parts
 from mobileclip.formats.proof import relative_error
-from mobileclip.formats.sensitivity import Choice, choose
-from mobileclip.formats.tables import with_int8_table
+from mobileclip.formats.sensitivity import Choice
+from mobileclip.formats.tables import table_name, with_int8_table
 
 
 def versions() -> dict[str, str]:
@@ -25,45 +27,50 @@ def versions() -> dict[str, str]:
 
 def write(job: Job) -> Written:
     """Write one program; `delegated` is the share of its nodes that XNNPACK takes over."""
+    figures: dict[str, float] = {}
+
+    def lower(module: nn.Module) -> None:
+        edge = to_edge_transform_and_lower(job.traced(module), partitioner=[XnnpackPartitioner()])
+        info = get_delegation_info(edge.exported_program().graph_module)
+        job.path.write_bytes(edge.to_executorch().buffer)
+        taken, left = int(info.num_delegated_nodes), int(info.num_non_delegated_nodes)
+        figures["delegated"] = round(taken / max(taken + left, 1), 4)
+        figures["subgraphs"] = float(info.num_delegated_subgraphs)
+
     choice = Choice([], 0.0, {})
-    if job.precision == "int8_static":
-        module, choice = _calibrated(job)
+    if job.precision in {"float32", "float16"}:
+        lower(half(job.module) if job.precision == "float16" else job.module)
     else:
-        module = _module(job)
-    source = job.traced(module)
-    edge = to_edge_transform_and_lower(source, partitioner=[XnnpackPartitioner()])
-    info = get_delegation_info(edge.exported_program().graph_module)
-    job.path.write_bytes(edge.to_executorch().buffer)
-    taken, left = int(info.num_delegated_nodes), int(info.num_non_delegated_nodes)
-    figures = {"delegated": round(taken / max(taken + left, 1), 4), "subgraphs": float(info.num_delegated_subgraphs)}
-    figures |= choice.figures
-    return Written({"backend": "xnnpack", "batch": job.batch}, figures, choice.keep, choice.alone)
+        layers, rounded = _rounded(job)
+        choice = mixed(
+            job, layers, lambda keep: lower(rounded(keep)), error_of=lambda keep: _error(job, rounded(keep))
+        )  # fmt: skip
+    settings = {"backend": "xnnpack", "batch": job.batch}
+    return Written(settings, figures | choice.figures, choice.keep, choice.alone)
 
 
-def _module(job: Job) -> nn.Module:
-    if job.precision == "float32":
-        return job.module
-    if job.precision == "float16":
-        return half(job.module)
-    tower = pt2e.without_norms(with_int8_table(job.module))
-    return pt2e.dynamic(job.traced(tower).module(), job.example[: job.batch])
+def _rounded(job: Job) -> tuple[list[str], Callable[[Sequence[str]], nn.Module]]:
+    """The layers of an int8 program, and the rounded tower that keeps some of them in float32."""
+    if job.precision == "int8_static":
+        source = pt2e.Ranged(job.traced(pt2e.without_norms(job.module)).module(), job.calibration_calls())
+        return source.layers, lambda keep: source.quantize(keep=keep)
+    call, table = job.example[: job.batch], table_name(job.module)
+
+    @functools.cache
+    def traced(is_float: bool) -> GraphModule:
+        tower = job.module if is_float else with_int8_table(job.module)
+        return job.traced(pt2e.without_norms(tower)).module()
+
+    layers = [*([table] if table else []), *pt2e.products(traced(True))]
+    return layers, lambda keep: pt2e.dynamic(traced(table in keep), call, keep=keep)
 
 
-def _calibrated(job: Job) -> tuple[nn.Module, Choice]:
-    """Static int8; over its budget it gets its worst layers back in float32, by the rounded graph in PyTorch."""
-    tower, wanted = pt2e.without_norms(job.module), job.calibration().features(job.tower)
-    source = pt2e.Ranged(job.traced(tower).module(), job.calibration_calls())
-
-    def error_of(keep: Sequence[str]) -> float:
-        module = source.quantize(keep=keep)
-        with torch.no_grad():
-            got = np.concatenate([module(call).numpy() for call in job.calibration_calls()])
-        return relative_error(got[: len(wanted)], wanted)
-
-    if job.config.max_kept == 0:
-        return source.quantize(), Choice([], 0.0, {})
-    choice = choose(source.layers, error_of, budget=job.budget, most=job.config.max_kept)
-    return source.quantize(keep=choice.keep), choice
+def _error(job: Job, module: nn.Module) -> float:
+    """Error of a rounded tower on the calibration samples, in PyTorch: lowering takes longer than all else."""
+    wanted = job.calibration().features(job.tower)
+    with torch.no_grad():
+        got = np.concatenate([module(call).numpy() for call in job.calibration_calls()])
+    return relative_error(got[: len(wanted)], wanted)
 
 
 def half(tower: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from mobileclip.formats.contract import Tower
 from mobileclip.formats.interface import ANY_ROWS, TensorSpec
 from mobileclip.formats.proof import Reference, encode_in_batches, relative_error
 from mobileclip.formats.runtime import filled, load_program
+from mobileclip.formats.sensitivity import Choice, choose
 from mobileclip.formats.towers import ImageTower
 
 BATCH = 8
@@ -92,6 +93,34 @@ class Written:
     figures: dict[str, float] = field(default_factory=dict)
     keep: Sequence[str] = ()
     layers: dict[str, float] = field(default_factory=dict)
+
+
+def mixed(
+    job: Job,
+    layers: Sequence[str],
+    write: Callable[[Sequence[str]], None],
+    error_of: Callable[[Sequence[str]], float] | None = None,
+) -> Choice:
+    """Write the quantized program that meets its budget with the fewest layers kept in floating point.
+
+    Args:
+        job: The program.
+        layers: Names of all layers that can be kept.
+        write: Writes the program that keeps the given layers to `job.path`.
+        error_of: Error of that program, where it can be had without writing it; otherwise its runtime says.
+    """
+
+    def measured(keep: Sequence[str]) -> float:
+        write(keep)
+        return job.error(job.path)
+
+    if job.config.max_kept == 0:
+        write([])
+        return Choice([], 0.0, {})
+    choice = choose(layers, error_of or measured, budget=job.budget, most=job.config.max_kept)
+    if error_of or choice.alone:  # otherwise the one that was measured is the one
+        write(choice.keep)
+    return choice
 
 
 def trace(module: nn.Module, example: torch.Tensor, *, batch: int) -> ExportedProgram:

@@ -2,13 +2,15 @@
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mobileclip.formats import environment
-from mobileclip.formats.job import Job, Written
+from mobileclip.formats.job import Job, Written, mixed
+from mobileclip.formats.sensitivity import Choice
 
 ENVIRONMENT = "litert"
 _WORKER = Path(__file__).with_name("litert_worker.py")
@@ -21,12 +23,21 @@ def versions() -> dict[str, str]:
 
 def write(job: Job) -> Written:
     """Trace the tower here, convert and quantize it in the converter's environment."""
+    choice = Choice([], 0.0, {})
     with tempfile.TemporaryDirectory(prefix="mobileclip-litert-") as name:
         exchange = Path(name)
         torch.export.save(job.traced(job.module), exchange / "traced.pt2")
         if job.precision == "int8_static":
             np.save(exchange / "calibration.npy", torch.stack(job.calibration_calls()).numpy())
-        request = {"names": list(job.names), "precision": job.precision}
-        environment.run(ENVIRONMENT, _WORKER, request, exchange)
-        shutil.copyfile(exchange / "program.tflite", job.path)
-    return Written({"batch": job.batch})
+        with environment.session(ENVIRONMENT, _WORKER, exchange) as ask:
+            layers = ask({"names": list(job.names), "precision": job.precision})["layers"]
+
+            def quantize(keep: Sequence[str]) -> None:
+                ask({"keep": list(keep)})
+                shutil.copyfile(exchange / "program.tflite", job.path)
+
+            if job.precision in {"float32", "float16"}:
+                quantize([])
+            else:
+                choice = mixed(job, layers, quantize)
+    return Written({"batch": job.batch}, choice.figures, choice.keep, choice.alone)

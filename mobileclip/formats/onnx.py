@@ -23,9 +23,8 @@ from mobileclip.errors import ExportError
 from mobileclip.formats import int4
 from mobileclip.formats import quantize as calibrated
 from mobileclip.formats.interface import ANY_ROWS
-from mobileclip.formats.job import Job, Written, parts, trace
+from mobileclip.formats.job import Job, Written, mixed, parts, trace
 from mobileclip.formats.quiet import no_logging
-from mobileclip.formats.sensitivity import Choice, choose
 
 NAME = "onnx"
 SUFFIX = ".onnx"
@@ -41,31 +40,28 @@ def versions() -> dict[str, str]:
 
 
 def write(job: Job) -> Written:
-    """Write one program; an int8 one over its budget gets its worst layers back in float32."""
+    """Write one program; a quantized one over its budget gets its worst layers back in float32."""
     settings = {"opset": job.config.opset, "batch": job.batch or "any"}
-    if job.precision not in {"int8", "int8_static"}:
-        save(_plain(job), job.path)
+    if job.precision in {"float32", "float16"}:
+        save(_exported(job, half(job.module)) if job.precision == "float16" else _float32(job), job.path)
         return Written(settings)
-    model = _float32(job)
-    if job.precision == "int8":
-        choice = _mixed(job, quantizable(model), lambda keep: quantize(model, keep=keep))
-    else:
-        with tempfile.TemporaryDirectory() as name:
-            source = calibrated.Calibrated(model, job.calibration_rows().numpy(), Path(name))
-            choice = _mixed(job, source.layers, lambda keep: _cleaned(source.quantize(keep=keep)))
+    with tempfile.TemporaryDirectory() as name:
+        layers, quantized = _quantized(job, Path(name))
+        choice = mixed(job, layers, lambda keep: save(quantized(keep), job.path))
     return Written(settings, choice.figures, choice.keep, choice.alone)
 
 
-def _plain(job: Job) -> onnx.ModelProto:
-    """Programs without a choice of layers."""
-    if job.precision == "float16":
-        return _exported(job, half(job.module))
+def _quantized(job: Job, folder: Path) -> tuple[list[str], Callable[[Sequence[str]], onnx.ModelProto]]:
+    """The layers of a quantized program, and the program that keeps some of them in float32."""
     model = _float32(job)
-    if job.precision in {"int8_weights", "int4_weights"}:
-        for node in _tables(model):
-            _quantize_table(model, node)
-        return (calibrated if job.precision == "int8_weights" else int4).weights_only(model)
-    return model
+    if job.precision == "int8":
+        return quantizable(model), lambda keep: quantize(model, keep=keep)
+    if job.precision == "int8_static":
+        source = calibrated.Calibrated(model, job.calibration_rows().numpy(), folder)
+        return source.layers, lambda keep: _cleaned(source.quantize(keep=keep))
+    kind = calibrated if job.precision == "int8_weights" else int4
+    layers = [*(node.name for node in _tables(model)), *kind.weighted(model)]
+    return layers, lambda keep: kind.weights_only(_with_int8_tables(model, keep), keep=keep)
 
 
 def _float32(job: Job) -> onnx.ModelProto:
@@ -76,21 +72,6 @@ def _float32(job: Job) -> onnx.ModelProto:
 
 def _exported(job: Job, module: nn.Module) -> onnx.ModelProto:
     return export(module, example=job.example, names=job.names, opset=job.config.opset, batch=job.batch)
-
-
-def _mixed(job: Job, layers: Sequence[str], quantized: Callable[[Sequence[str]], onnx.ModelProto]) -> Choice:
-    """Write the int8 program whose `quantized(keep)` meets the budget with the fewest layers kept in float32."""
-
-    def error_of(keep: Sequence[str]) -> float:
-        save(quantized(keep), job.path)
-        return job.error(job.path)
-
-    if job.config.max_kept == 0:
-        save(quantized([]), job.path)
-        return Choice([], 0.0, {})
-    choice = choose(layers, error_of, budget=job.budget, most=job.config.max_kept)
-    save(quantized(choice.keep), job.path)
-    return choice
 
 
 def export(
@@ -137,11 +118,7 @@ def quantize(model: onnx.ModelProto, *, keep: Sequence[str] = ()) -> onnx.ModelP
         model: A float32 program; left as it is.
         keep: Names of nodes (of `quantizable`) that stay in float32.
     """
-    prepared = onnx.ModelProto()
-    prepared.CopyFrom(model)
-    for node in _tables(prepared):
-        if node.name not in keep:
-            _quantize_table(prepared, node)
+    prepared = _with_int8_tables(model, keep)
     products = [name for name in quantizable(prepared) if name not in keep]
     if not products:
         return prepared
@@ -184,6 +161,16 @@ def _tables(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Look-ups of rows in a float matrix."""
     tables = {t.name for t in model.graph.initializer if len(t.dims) == 2 and t.data_type == onnx.TensorProto.FLOAT}
     return [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
+
+
+def _with_int8_tables(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
+    """A copy whose token tables are in int8, but for those in `keep`."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for node in _tables(copied):
+        if node.name not in keep:
+            _quantize_table(copied, node)
+    return copied
 
 
 def _quantize_table(model: onnx.ModelProto, node: onnx.NodeProto) -> None:

@@ -25,7 +25,7 @@ from mobileclip.formats.towers import IMAGE_INPUT, IMAGE_OUTPUT, TEXT_INPUT, TEX
 
 logger = logging.getLogger(__name__)
 
-LAYERS_FILE = "layers.json"
+LAYERS_FILE, REFUSED_FILE = "layers.json", "layers-refused.json"
 TOWERS: tuple[Tower, ...] = ("image", "text")
 STATIC = "int8_static"
 NAMES = {"image": (IMAGE_INPUT, IMAGE_OUTPUT), "text": (TEXT_INPUT, TEXT_OUTPUT)}
@@ -85,6 +85,7 @@ def build(
     *,
     calibrate: Callable[[], Reference] | None = None,
     tune: Callable[[Reference], nn.Module] | None = None,
+    refused: Callable[[bytes], str] | None = None,
 ) -> list[Program]:
     """Write and prove every planned program.
 
@@ -96,6 +97,8 @@ def build(
         calibrate: Draws samples that are not those of the proof; called when an int8 program asks for them.
         tune: Fine-tunes the image tower for int8 on those samples' ranges; called once, when a static int8 program
             misses its budget without.
+        refused: Gets the layer report (`sensitivity.report`) of a program that misses its budget although layers were
+            kept, and says where it lies.
 
     Raises:
         ConfigError: A format cannot be written here.
@@ -104,7 +107,7 @@ def build(
     drawn = functools.cache(calibrate or (lambda: reference))
     progress = tqdm(plan(config), desc="export", unit="program", disable=None)
     tuned = functools.cache(lambda: replace(towers, image=tune(drawn()))) if tune else None
-    made = [_write_and_prove(item, config, towers, reference, folder, drawn, tuned) for item in progress]
+    made = [_write_and_prove(item, config, towers, reference, folder, drawn, tuned, refused) for item in progress]
     layers = {program.path: written.layers for program, written in made if written.layers}
     if layers:
         (folder / LAYERS_FILE).write_text(json.dumps(layers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -166,6 +169,7 @@ def _write_and_prove(
     folder: Path,
     calibrate: Callable[[], Reference],
     tuned: Callable[[], Towers] | None,
+    refused: Callable[[bytes], str] | None,
 ) -> tuple[Program, Written]:
     path = folder / item.file_name
     before: dict[str, float] = {}
@@ -185,7 +189,7 @@ def _write_and_prove(
     figures = {**proof.prove(encode, item.tower, reference), **made.figures, **before}
     budget = budgets(config)[item.precision]
     logger.info("%s: error %.3g of %g", item.file_name, figures["error"], budget)
-    proof.check(item.file_name, figures, budget, layers=sensitivity.describe(made.layers))
+    proof.check(item.file_name, figures, budget, layers=_layers(item, made, figures["error"], budget, refused))
     settings = made.settings | ({"qat_steps": config.qat_steps} if before else {})
     program = Program(
         tower=item.tower, format=item.format, precision=item.precision, input=given, output=result,
@@ -194,6 +198,19 @@ def _write_and_prove(
         **contract.describe(path, root=folder).model_dump(),
     )  # fmt: skip
     return program, made
+
+
+def _layers(
+    item: Plan, made: Written, error: float, budget: float, refused: Callable[[bytes], str] | None
+) -> str:  # fmt: skip
+    """What the layers have to do with a program's refusal; empty where it meets its budget or none were measured."""
+    if error <= budget or not made.layers:
+        return ""
+    worst = f"{sensitivity.describe(made.layers)} ({len(made.keep)} of {len(made.layers)} were kept in float"
+    if refused is None:
+        return f"{worst})"
+    table = sensitivity.report(item.file_name, made.layers, made.keep, error=error, budget=budget)
+    return f"{worst}, all are listed in '{refused(table)}')"
 
 
 def _post_training(

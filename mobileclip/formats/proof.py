@@ -146,13 +146,13 @@ def check(name: str, figures: dict[str, float], budget: float, *, layers: str = 
         name: File name.
         figures: Of `prove`.
         budget: Largest error allowed.
-        layers: The layers that lose most, if they were measured.
+        layers: The layers that lose most, and what more is known of them, if they were measured.
 
     Raises:
         ExportError: With program, figure, budget and layers.
     """
     if figures["error"] > budget:
-        worst = f"; alone in int8 these layers lose most: {layers}" if layers else ""
+        worst = f"; quantized alone these layers lose most: {layers}" if layers else ""
         raise ExportError(
             f"export: program '{name}' has error {figures['error']:.3g} relative to the centered embeddings, "
             f"its budget is {budget:g} (smallest cosine {figures['cosine_min']:.6f}){worst}; nothing was published."

@@ -14,10 +14,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+_PRODUCTS = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default}
 # What the quantizer rounds: products by weights, and the sums, products and means between them.
 _ROUNDED = {
-    torch.ops.aten.conv2d.default,
-    torch.ops.aten.linear.default,
+    *_PRODUCTS,
     torch.ops.aten.add.Tensor,
     torch.ops.aten.mul.Tensor,
     torch.ops.aten.adaptive_avg_pool2d.default,
@@ -25,12 +25,23 @@ _ROUNDED = {
 }
 
 
-def dynamic(traced: GraphModule, row: torch.Tensor) -> GraphModule:
-    """The tower with products in int8, activations by the range of each call."""
-    prepared = _prepare(traced, is_dynamic=True)
+def dynamic(traced: GraphModule, row: torch.Tensor, *, keep: Sequence[str] = ()) -> GraphModule:
+    """The tower with products in int8, activations by the range of each call.
+
+    Args:
+        traced: The tower for one row per call.
+        row: Such a row.
+        keep: Names of layers (of `products`) that stay in float32.
+    """
+    prepared = _prepare(traced, keep=keep, is_dynamic=True)
     with torch.no_grad(), _quiet():
         prepared(row)
         return convert_pt2e(prepared)  # type: ignore[no-any-return]
+
+
+def products(traced: GraphModule) -> list[str]:
+    """Names of the layers that `dynamic` quantizes."""
+    return [_name(node) for node in traced.graph.nodes if node.target in _PRODUCTS]
 
 
 class Ranged:

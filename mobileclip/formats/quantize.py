@@ -61,17 +61,32 @@ def layers(model: onnx.ModelProto) -> list[str]:
     return [n.name for n in model.graph.node if n.op_type in LAYERS and n.input[1] in weights and "/" in n.name]
 
 
-def weights_only(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights of convolutions and products as int8 with a scale per output channel; arithmetic stays in float32."""
+def weights_only(model: onnx.ModelProto, *, keep: Sequence[str] = ()) -> onnx.ModelProto:
+    """Weights of convolutions and products as int8 with a scale per output channel; arithmetic stays in float32.
+
+    Args:
+        model: A float32 program; left as it is.
+        keep: Names of nodes (of `weighted`) whose weights stay in float32.
+    """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    graph = copied.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in list(graph.node):
-        tensor = tensors.get(node.input[1]) if node.op_type in LAYERS and len(node.input) > 1 else None
-        if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= _SMALLEST:
-            _store_int8(graph, tensors.pop(tensor.name), axis=_channel_axis(node, len(tensor.dims)))
+    for node, tensor in _weighted(copied.graph):
+        if node.name not in keep:
+            _store_int8(copied.graph, tensor, axis=_channel_axis(node, len(tensor.dims)))
     return copied
+
+
+def weighted(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes whose weights `weights_only` stores in int8."""
+    return [node.name for node, _ in _weighted(model.graph)]
+
+
+def _weighted(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.TensorProto]]:
+    """Convolutions and products with their weights, each weight once."""
+    tensors = {t.name: t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    nodes = [node for node in graph.node if node.op_type in LAYERS and len(node.input) > 1]
+    found = [(node, tensors.pop(node.input[1])) for node in nodes if node.input[1] in tensors]
+    return [(node, tensor) for node, tensor in found if np.prod(tensor.dims) >= _SMALLEST]
 
 
 def _channel_axis(node: onnx.NodeProto, dimensions: int) -> int:

@@ -1,5 +1,7 @@
 """Mixed precision by sensitivity: which layers must stay in float32 for a quantized program to meet its budget."""
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,3 +73,24 @@ def describe(layers: dict[str, float], count: int = 3) -> str:
     """The layers that lose most, for a sentence; empty without any."""
     worst = sorted(layers.items(), key=lambda item: (-item[1], item[0]))[:count]
     return ", ".join(f"{name} {error:.3g}" for name, error in worst)
+
+
+def report(name: str, layers: dict[str, float], keep: Sequence[str], *, error: float, budget: float) -> bytes:
+    """The whole table of a program that misses its budget, the worst layer first, as JSON.
+
+    Args:
+        name: File name of the program.
+        layers: Error with one layer alone quantized, by layer.
+        keep: Layers that were kept, which did not suffice.
+        error: Of the program that keeps them, in the proof.
+        budget: Largest error allowed.
+    """
+    ranked = sorted(layers.items(), key=lambda item: (-item[1], item[0]))
+    rows = [{"layer": layer, "error": _number(alone), "kept": layer in set(keep)} for layer, alone in ranked]
+    table = {"program": name, "error": _number(error), "budget": budget, "layers": rows}
+    return (json.dumps(table, indent=1) + "\n").encode()
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity, the error of embeddings that are no numbers."""
+    return value if math.isfinite(value) else None

@@ -5,6 +5,8 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+_NAME = "token_embedding"
+
 
 class Int8Table(nn.Module):
     """Rows of an embedding as int8 with one scale each."""
@@ -28,7 +30,11 @@ class Int8Table(nn.Module):
 def with_int8_table(tower: nn.Module) -> nn.Module:
     """A copy of a text tower whose token embedding is an `Int8Table`; others are copied as they are."""
     copied = deepcopy(tower)
-    table = getattr(copied, "token_embedding", None)
-    if isinstance(table, nn.Embedding):
-        copied.token_embedding = Int8Table(table)
+    if name := table_name(copied):
+        setattr(copied, name, Int8Table(getattr(copied, name)))
     return copied
+
+
+def table_name(tower: nn.Module) -> str:
+    """What a tower calls its token table; empty where it has none."""
+    return _NAME if isinstance(getattr(tower, _NAME, None), nn.Embedding) else ""

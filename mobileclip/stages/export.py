@@ -31,7 +31,7 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     """Write programs, tokenizer, golden values, prompt banks, `proof.json`, `contract.json` and the bundle.
 
     Everything is written to a temporary folder and published after the last proof, the contract last: an export that
-    fails leaves nothing behind.
+    fails leaves nothing behind but `layers-refused.json`, where layers were kept for a program and did not suffice.
 
     Args:
         config: The `export` section.
@@ -60,12 +60,14 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     samples = _draw(data, content, config.split, config.samples, key="split")
     towers = split(clip)
     reference = _refer(config, clip, samples)
+    storage.delete(storage.join(out, programs.REFUSED_FILE))  # of an earlier attempt
     with tempfile.TemporaryDirectory(prefix="mobileclip-export-") as name:
         folder = Path(name)
         written = programs.build(
             config, towers, reference, folder,
             calibrate=functools.partial(_calibration, config, clip, data, content),
             tune=functools.partial(qat.tune, config, clip, towers, data, content) if config.qat_steps else None,
+            refused=functools.partial(_report, out, folder, tracker),
         )  # fmt: skip
         banks, bank_files = shipping.prompt_banks(config, clip, reference, data, content, folder)
         files = _write_sides(clip, reference, written, bank_files, folder)
@@ -119,6 +121,16 @@ def _calibration(config: Export, clip: Clip, data: str, content: Manifest) -> Re
             f"export.calibration_split: '{split_name}' has no samples beyond the {config.samples} of the proof."
         )
     return _refer(config, clip, samples[:count])
+
+
+def _report(out: str, folder: Path, tracker: Tracker, table: bytes) -> str:
+    """Leave the layer report of a refused program in the output folder, which is no export by it; where it lies."""
+    place = storage.join(out, programs.REFUSED_FILE)
+    storage.write_bytes(place, table)
+    if storage.is_s3(out):
+        (folder / programs.REFUSED_FILE).write_bytes(table)
+    tracker.log_file(str(folder / programs.REFUSED_FILE) if storage.is_s3(out) else place, folder="export")
+    return place
 
 
 def _write_sides(

@@ -40,6 +40,12 @@ def reference(clip, samples):
 
 
 @pytest.fixture(scope="session")
+def calibration(clip):
+    """Other pictures than those of the proof."""
+    return proof.refer(clip, pattern_samples(26)[10:])
+
+
+@pytest.fixture(scope="session")
 def towers(clip):
     return split(clip)
 

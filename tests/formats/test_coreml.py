@@ -18,7 +18,7 @@ from mobileclip.formats.digests import digest
 from mobileclip.formats.interface import disagreement
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
-from tests.formats import fixed_batch
+from tests.formats import fixed_batch, mixed
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,27 @@ def test_same_bytes_again_on_another_day(written, towers, reference, folder, tmp
     item = programs.Plan("image", "coreml", "float16")
     programs.write(item, Export(), towers, reference=reference, folder=tmp_path, calibrate=lambda: reference)
     assert digest(tmp_path / item.file_name) == digest(folder / item.file_name)
+
+
+@pytest.mark.slow
+def test_layers_kept_in_float16_meet_a_budget_that_all_in_int8_miss(
+    written, towers, reference, calibration, folder, tmp_path
+):  # fmt: skip
+    budget = 0.03
+    made, layers = mixed.build(
+        "coreml", ["int8_weights"], towers, reference, calibration, tmp_path, max_kept=0.9, max_error_int8=budget
+    )  # fmt: skip
+    none, _ = mixed.build(
+        "coreml", ["int8_weights"], towers, reference, calibration, tmp_path / "none", max_kept=0, max_error_int8=10
+    )  # fmt: skip
+    for path, program in made.items():
+        assert none[path].kept_in_float == written[path].kept_in_float == []
+        assert none[path].sha256 == written[path].sha256
+        assert none[path].figures["error"] > budget
+        base = folder / f"{program.tower}.float16.mlpackage"
+        mixed.check(program, layers[path], tmp_path, towers, base, dtype=np.float16)
+        restored = coreml_interpreter.operations(tmp_path / path).count("constexpr_affine_dequantize")
+        assert restored == len(layers[path]) - len(program.kept_in_float)
 
 
 def test_package_names_no_machine(written, folder):

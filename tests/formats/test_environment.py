@@ -1,6 +1,7 @@
 """An exporter in an environment of its own: made once, found again, spoken to by files."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -77,3 +78,58 @@ def test_failed_worker_is_one_sentence(place, worker, tmp_path):
     (place / "ready").touch()
     with pytest.raises(ExportError, match="echo_worker: failed in its environment: ValueError: no such operation"):
         environment.run("litert", worker, {"fail": True}, tmp_path)
+
+
+ANSWERS = """
+import json, os, sys
+replies = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in sys.stdin:
+    request = json.loads(line)
+    print("what a library prints")
+    if request.get("fail"):
+        raise ValueError("no such operation")
+    print(json.dumps({"pid": os.getpid(), "asked": request}), file=replies, flush=True)
+"""
+
+
+@pytest.fixture
+def answering(place, tmp_path):
+    (place / "ready").touch()
+    path = tmp_path / "answering_worker.py"
+    path.write_text(ANSWERS)
+    return path
+
+
+def test_one_worker_answers_all_requests_of_a_session(answering, tmp_path):
+    with environment.session("litert", answering, tmp_path) as ask:
+        replies = [ask({"number": number}) for number in range(3)]
+    assert [reply["asked"]["number"] for reply in replies] == [0, 1, 2]
+    assert len({reply["pid"] for reply in replies}) == 1
+    assert not _is_alive(replies[0]["pid"])
+
+
+def test_failed_request_of_a_session_is_one_sentence(answering, tmp_path):
+    sentence = "answering_worker: failed in its environment: ValueError: no such operation"
+    with environment.session("litert", answering, tmp_path) as ask:
+        ask({})
+        for _ in range(2):  # the worker has ended by the second time
+            with pytest.raises(ExportError, match=sentence):
+                ask({"fail": True})
+
+
+def test_session_ends_with_the_work_that_asked(answering, tmp_path):
+    session = environment.session("litert", answering, tmp_path)
+    pid = session.__enter__()({})["pid"]
+    assert _is_alive(pid)
+    error = ExportError("over its budget")
+    assert not session.__exit__(type(error), error, None)
+    assert not _is_alive(pid)
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

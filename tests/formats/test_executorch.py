@@ -18,7 +18,7 @@ from mobileclip.formats import executorch, programs, pt2e
 from mobileclip.formats.job import Job, trace
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
-from tests.formats import fixed_batch
+from tests.formats import fixed_batch, mixed
 from tests.formats.conftest import ports
 from tests.models.perturbed import patterned_images
 
@@ -91,6 +91,26 @@ def test_layers_kept_in_float32_meet_a_budget_that_all_in_int8_miss(written, tow
     assert made[0.9].figures["kept"] == len(made[0.9].keep)
     worst = max(made[0.9].layers, key=lambda name: made[0.9].layers[name])
     assert made[0.9].keep[0] == worst
+
+
+def test_dynamic_text_program_keeps_the_layers_its_budget_demands(
+    written, towers, reference, calibration, folder, tmp_path
+):  # fmt: skip
+    budget = 0.03
+    assert written["text.int8.pte"].kept_in_float == []
+    assert written["text.int8.pte"].figures["error"] > budget
+    made, layers = mixed.build(
+        "executorch", ["float32", "int8"], towers, reference, calibration, tmp_path, max_kept=0.9, max_error_int8=budget
+    )  # fmt: skip
+    program = made["text.int8.pte"]
+    assert "token_embedding" in program.kept_in_float
+    assert "blocks.0.out/linear_3" in layers[program.path]
+    mixed.check(program, layers[program.path], tmp_path, towers, tmp_path / "text.float32.pte")
+    item = programs.Plan("text", "executorch", "int8")
+    section = Export(max_kept=0, max_error_int8=budget)
+    none = programs.write(item, section, towers, reference=reference, folder=tmp_path, calibrate=lambda: calibration)
+    assert not none.keep
+    assert (tmp_path / item.file_name).read_bytes() == (folder / item.file_name).read_bytes()
 
 
 def test_ranges_carried_over_are_those_of_a_calibration_anew(towers, reference):

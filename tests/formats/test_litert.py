@@ -11,12 +11,13 @@ from mobileclip.formats import environment, litert, programs
 from mobileclip.formats.job import Job
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
-from tests.formats import fixed_batch
+from tests.formats import fixed_batch, mixed
 from tests.formats.conftest import ports
 from tests.models.perturbed import patterned_images
 
 pytestmark = pytest.mark.slow
 
+LOOSE = Export(max_kept=0)
 LIMITS = {"float32": 1e-5, "int8": 0.25, "int8_weights": 0.25}
 
 
@@ -47,12 +48,41 @@ def test_int8_is_a_quarter_of_the_size(written):
 
 def test_calibrated_image_program_keeps_floats_at_its_ends(written, towers, reference, folder):
     item = programs.Plan("image", "litert", "int8_static")
-    section = Export(formats=["litert"], precisions=["int8_static"])
+    section = LOOSE.model_copy(update={"formats": ["litert"], "precisions": ["int8_static"]})
     programs.write(item, section, towers, reference=reference, folder=folder, calibrate=lambda: reference)
     path = folder / item.file_name
     assert path.stat().st_size < 0.4 * written["image.float32.tflite"].bytes
     error = relative_error(load_program(path, threads=1)(reference.pixels), reference.image_features)
     assert 1e-3 < error < 0.5  # activations are rounded, too
+
+
+@pytest.mark.parametrize(
+    ("precisions", "budget"), [(["int8_static", "int8"], 0.1), (["int8_weights"], 0.04)], ids=["computing", "weights"]
+)
+def test_layers_kept_in_float32_meet_a_budget_that_all_in_int8_miss(
+    written, towers, reference, folder, tmp_path, precisions, budget
+):  # fmt: skip
+    # So few samples differ by more than the margin: ranges and choice are those of the proof's own.
+    made, layers = mixed.build(
+        "litert", precisions, towers, reference, reference, tmp_path, max_kept=0.9, max_error_int8=budget
+    )  # fmt: skip
+    assert len(made) == 2
+    for program in made.values():
+        base = folder / f"{program.tower}.float32.tflite"
+        mixed.check(program, layers[program.path], tmp_path, towers, base)
+        assert program.bytes < written[base.name].bytes
+    one = made[f"image.{precisions[0]}.tflite"]
+    for most in (0.9, 0):
+        again = _write(one, towers, reference, tmp_path / str(most), most)
+        same = (tmp_path / str(most) / one.path).read_bytes() == (tmp_path / one.path).read_bytes()
+        assert (bool(again.keep), same) == (most > 0, most > 0)
+
+
+def _write(program, towers, reference, folder, most):
+    folder.mkdir()
+    section = Export(max_kept=most, max_error_int8=program.budget)
+    item = programs.Plan(program.tower, program.format, program.precision)
+    return programs.write(item, section, towers, reference=reference, folder=folder, calibrate=lambda: reference)
 
 
 @torch.no_grad()
@@ -64,9 +94,7 @@ def test_weights_of_more_than_32_mib(written, tmp_path):
     ).eval()
     images, path = patterned_images(6, 16), tmp_path / "image.tflite"
     assert module[2].weight.nbytes > 2**25
-    litert.write(
-        Job("image", "int8_weights", module, images[:2], *ports(images, 3000), path, Export(), 1.0, lambda: None)
-    )
+    litert.write(Job("image", "int8_weights", module, images[:2], *ports(images, 3000), path, LOOSE, 1.0, lambda: None))
     got = load_program(path, threads=1)(images.numpy())
     assert relative_error(got, module(images).numpy()) < 0.02
     assert path.stat().st_size < 0.3 * sum(p.nbytes for p in module.parameters())

@@ -10,15 +10,7 @@ from mobileclip.errors import ExportError
 from mobileclip.formats import programs, quantize
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
-
-
-@pytest.fixture(scope="module")
-def calibration(clip, samples):
-    """Other pictures than those of the proof."""
-    from mobileclip.formats import proof
-    from tests.formats.conftest import pattern_samples
-
-    return proof.refer(clip, pattern_samples(26)[10:])
+from tests.formats import mixed
 
 
 def _build(precisions, towers, reference, calibration, folder, **keys):
@@ -69,7 +61,7 @@ def test_calibrated_program_keeps_the_layers_its_budget_demands(towers, referenc
 
 
 def test_budget_out_of_reach_fails_with_the_layers(towers, reference, calibration, tmp_path):
-    with pytest.raises(ExportError, match=r"'image\.int8_static\.onnx' has error .*in int8 these layers lose most: "):
+    with pytest.raises(ExportError, match=r"'image\.int8_static\.onnx' has .*quantized alone these layers lose most: "):
         _build(["float32", "int8_static"], towers, reference, calibration, tmp_path, max_error_int8=1e-9)
 
 
@@ -106,3 +98,47 @@ def test_int4_of_text_weights(towers, reference, calibration, tmp_path):
     assert len(four) > 10
     assert set(four) < set(layers)
     assert len(four) + len(eight) == len(layers)
+
+
+@pytest.mark.parametrize(("precision", "budget"), [("int8_weights", 0.03), ("int4_weights", 0.15)])
+def test_weights_alone_keep_the_layers_their_budget_demands(
+    towers, reference, calibration, tmp_path, precision, budget
+):  # fmt: skip
+    precisions = ["float32", precision]
+    loose, _ = mixed.build(
+        "onnx", precisions, towers, reference, calibration, tmp_path, max_kept=0, max_error_int8=10
+    )  # fmt: skip
+    whole = {path: program for path, program in loose.items() if program.precision == precision}
+    made, layers = mixed.build(
+        "onnx", precisions, towers, reference, calibration, tmp_path, max_kept=0.9, max_error_int8=budget
+    )  # fmt: skip
+    assert whole
+    for path, program in whole.items():
+        assert program.kept_in_float == []
+        assert program.figures["error"] > budget
+        assert program.bytes < made[path].bytes
+        base = tmp_path / f"{program.tower}.float32.onnx"
+        mixed.check(made[path], layers[path], tmp_path, towers, base)
+        _check_operators(onnx_package.load(tmp_path / path), set(made[path].kept_in_float), set(layers[path]))
+
+
+def _check_operators(model, kept, layers):
+    """Kept layers are operators on float weights; the others have theirs restored from integers."""
+    floats = {t.name for t in model.graph.initializer if t.data_type == onnx_package.TensorProto.FLOAT}
+    nodes = {node.name: node for node in model.graph.node}
+    for name in kept:
+        assert nodes[name].input[0 if nodes[name].op_type == "Gather" else 1] in floats
+    for name in layers - kept:
+        assert name not in nodes or nodes[name].input[1] not in floats
+
+
+@pytest.mark.slow
+def test_kept_layers_are_the_same_bytes_again(towers, reference, calibration, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        mixed.build(
+            "onnx", ["int8_weights"], towers, reference, calibration, tmp_path / name, max_error_int8=0.04
+        )  # fmt: skip
+    one, other = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
+    assert one == other
+    assert programs.LAYERS_FILE in one

@@ -1,8 +1,11 @@
 """The shortest prefix of the worst layers that meets the budget, found without trying all."""
 
+import json
+import math
+
 import pytest
 
-from mobileclip.formats.sensitivity import MARGIN, choose, describe
+from mobileclip.formats.sensitivity import MARGIN, choose, describe, report
 
 LOSS = {"a": 0.01, "b": 0.4, "c": 0.02, "d": 0.2, "e": 0.05, "f": 0.001}
 
@@ -49,3 +52,12 @@ def test_no_more_than_the_allowed_share(error_of):
 def test_the_layers_that_lose_most_in_words():
     assert describe(LOSS) == "b 0.4, d 0.2, e 0.05"
     assert describe({}) == ""
+
+
+def test_report_holds_every_layer_the_worst_first():
+    layers = {**LOSS, "g": math.inf}
+    table = json.loads(report("text.int8.onnx", layers, ["g", "b"], error=0.3, budget=0.1), parse_constant=pytest.fail)
+    assert (table["program"], table["error"], table["budget"]) == ("text.int8.onnx", 0.3, 0.1)
+    assert [row["layer"] for row in table["layers"]] == ["g", "b", "d", "e", "c", "a", "f"]
+    assert [row["layer"] for row in table["layers"] if row["kept"]] == ["g", "b"]
+    assert {row["layer"]: row["error"] for row in table["layers"]} == {**LOSS, "g": None}

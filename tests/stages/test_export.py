@@ -223,6 +223,60 @@ def test_missed_budget_publishes_nothing(data, student, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+class _Recorder(LogTracker):
+    """Keeps what a stage records, as an MLflow run would."""
+
+    def __init__(self):
+        self.files = {}
+
+    def log_file(self, path, *, folder=""):
+        self.files[f"{folder}/{os.path.basename(path)}"] = open(path, "rb").read()  # noqa: PTH119, PTH123, SIM115
+
+
+def _int8(out, data, student, budget, tracker=None):
+    section = SECTION.model_copy(
+        update={
+            "samples": 4, "calibration_split": "test", "calibration_samples": 4, "latency_runs": 0,
+            "precisions": ["float32", "int8_weights"], "max_error_int8": budget,
+        }
+    )  # fmt: skip
+    return export.run(section, out=out, tracker=tracker or LogTracker(), student=str(student), data=str(data))
+
+
+def test_layer_report_outlives_the_export_that_failed(exported, data, student, out):
+    for path in (p for p in exported[0].rglob("*") if p.is_file()):
+        storage.write_bytes(storage.join(out, path.relative_to(exported[0]).as_posix()), path.read_bytes())
+    before, place, tracker = storage.list_files(out), storage.join(out, "layers-refused.json"), _Recorder()
+    with pytest.raises(ExportError, match=r"'image\.int8_weights\.onnx' has error .* budget is 1e-05 ") as raised:
+        _int8(out, data, student, 1e-5, tracker)
+    assert f"(10 of 21 were kept in float, all are listed in '{place}'); nothing was published." in str(raised.value)
+    table = json.loads(storage.read_bytes(place))
+    assert tracker.files == {"export/layers-refused.json": storage.read_bytes(place)}
+    assert len(table["layers"]) == 21
+    assert sum(row["kept"] for row in table["layers"]) == 10
+    assert all(row["layer"] in str(raised.value) for row in table["layers"][:3])
+    # The export that was there is still whole.
+    assert storage.list_files(out) == sorted([*before, "layers-refused.json"])
+    with storage.fetched(out) as root:
+        for file in (*(agreed := contract.read(root)).programs, *agreed.files):
+            contract.check(root, file)
+        runtime.load(root)
+        bundle.verify(bundle.write(root, root, version="1"))
+    # The next attempt takes the report away.
+    _int8(out, data, student, 0.5)
+    assert not storage.exists(place)
+    assert storage.exists(storage.join(out, "image.int8_weights.onnx"))
+
+
+def test_failed_first_export_is_none(data, student, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ExportError, match=r"layers-refused\.json"):
+        _int8(str(out), data, student, 1e-5)
+    assert [path.name for path in out.iterdir()] == ["layers-refused.json"]
+    with pytest.raises(DataError, match=r"no contract\.json"):
+        runtime.load(out)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
