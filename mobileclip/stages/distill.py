@@ -109,7 +109,10 @@ def _train(
     validate = retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500)
     result = train_clip(
         clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
-        key={"data": content.digest(), "config": config.model_dump(mode="json", exclude={"training", "control"})},
+        key={
+            "data": content.digest(), "start": clip.sha256,
+            "config": config.model_dump(mode="json", exclude={"training", "control"}),
+        },
         folder=storage.join(out, name), title=name, validate=validate,
         online=online_teachers(online, precision=precisions(content, names)) if online else None,
         report=reporter(live) if live else None,

@@ -90,8 +90,12 @@ def _train_from(
     torch.manual_seed(config.seed)
     clip = _create(teacher, root)
     train_one = _train_locked if teacher.lock else _train_whole
+    key = {
+        "data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions,
+        "start": clip.sha256, "towers": _digests(teacher, root),
+    }  # fmt: skip
     start = snapshot(clip.model) if teacher.start_share else {}
-    result = train_one(teacher, clip, config, data, content, out, reporter(live) if live else None)
+    result = train_one(teacher, clip, config, data, content, key, out, reporter(live) if live else None)
     if teacher.start_share:
         mix_in(clip.model, start, start_share=teacher.start_share)
     if not join().main:
@@ -133,12 +137,22 @@ def _create(teacher: Teacher, root: Path) -> zoo.Clip:
     return clip
 
 
+def _digests(teacher: Teacher, root: Path) -> dict[str, str]:
+    """Of the pretrained towers' weights, by tower."""
+    files = {
+        "image": teacher.image_weights,
+        "text": teacher.text_weights and f"{teacher.text_weights}/model.safetensors",
+    }
+    return {tower: storage.digest_file(root / file) for tower, file in files.items() if file}
+
+
 def _train_whole(
     teacher: Teacher,
     clip: zoo.Clip,
     config: TrainTeacher,
     data: str,
     content: Manifest,
+    key: dict[str, Any],
     out: str,
     report: Report | None,
 ) -> Result:
@@ -148,11 +162,7 @@ def _train_whole(
     )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
     return train_clip(
-        clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
-        key={
-            "data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions,
-            "start": clip.sha256,
-        },
+        clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed, key=key,
         folder=storage.join(out, teacher.name), title=teacher.name,
         validate=retrieval_validation(clip, data, content, caption_field=config.captions[0], limit=_SCORED),
         report=report,
@@ -165,6 +175,7 @@ def _train_locked(
     config: TrainTeacher,
     data: str,
     content: Manifest,
+    key: dict[str, Any],
     out: str,
     report: Report | None,
 ) -> Result:
@@ -172,10 +183,7 @@ def _train_locked(
     digest = hashlib.sha256(image.numpy().tobytes() + text.numpy().tobytes()).hexdigest()
     return train_heads(
         clip, image, text, owners, teacher.training, seed=config.seed,
-        key={
-            "data": content.digest(), "features": digest, "seed": config.seed, "model": teacher.model,
-            "captions": config.captions, "dropout": teacher.dropout,
-        },
+        key=key | {"features": digest, "dropout": teacher.dropout},
         folder=storage.join(out, teacher.name), title=teacher.name, dropout=teacher.dropout,
         validate=locked_validation(clip, data, content, caption_field=config.captions[0], limit=_SCORED),
         report=report,

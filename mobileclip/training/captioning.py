@@ -60,8 +60,9 @@ def train_captioner(
     """
     world = join()
     total = config.batch_size
-    source = batch_source(dataset, config, seed, world)
-    if frozen is not None:
+    if frozen is None:
+        source = batch_source(dataset, config, seed, world)
+    else:
         total = min(total, len(dataset))
         source = frozen.source(dataset, total=total, own=world.rows(total), seed=seed)
     objective = coca_objective(

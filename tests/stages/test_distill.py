@@ -206,6 +206,31 @@ def test_a_fine_tuned_student_keeps_its_share_of_the_start_and_its_license(calib
     assert str(tmp_path) not in (tmp_path / "end" / "student" / "model.json").read_text()
 
 
+def test_a_run_that_began_with_other_weights_is_another(calibrated, tmp_path, monkeypatch):
+    """The folder it starts from was made anew between kill and restart: nothing of the first attempt is left."""
+    config = CONFIG.model_copy(
+        update={"model": f"local-dir:{tmp_path / 'start'}", "control": False, "start_share": 0.5}
+    )
+
+    def start(seed):
+        torch.manual_seed(seed)
+        zoo.save(str(tmp_path / "start"), zoo.create("tiny-mci"), license="MIT", card={})
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    start(1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(zoo, "save", killed)
+        _run(config, tmp_path / "again", calibrated)
+    assert list((tmp_path / "again").rglob("state.json"))
+    start(2)
+    _run(config, tmp_path / "again", calibrated)
+    _run(config, tmp_path / "fresh", calibrated)
+    again, fresh = ((tmp_path / n / "student" / "open_clip_model.safetensors").read_bytes() for n in ("again", "fresh"))
+    assert again == fresh
+
+
 def test_the_metrics_are_of_the_weights_that_are_saved(tiny_reinforced, tmp_path):
     """The best ones are not the last, and mixed ones are neither."""
     out = str(tmp_path / "data")  # a training shard is what is held out: large enough that scores differ

@@ -1,12 +1,13 @@
 """train_teacher: learns, resumes to the same bytes, locks towers, inherits licenses, wrong inputs."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -355,3 +356,28 @@ class TestValidationWhileTraining:
         with pytest.raises(ConfigError, match=match):
             self._train(teacher, tmp_path / "out", unscored, towers, keep_weights="best")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_began_with_other_towers_is_another(towers, tiny_data, tmp_path):
+    """Killed, and started again with other weights in the tower's file: nothing of the first attempt is in the second."""
+    other = tmp_path / "towers"
+    shutil.copytree(towers, other)
+    trunk = load_file(towers / "image.safetensors")
+    save_file({k: v + 0.01 if v.is_floating_point() else v for k, v in trunk.items()}, other / "image.safetensors")
+    training = SHORT.model_copy(update={"steps": 4, "log_every": 1, "checkpoint_every": 2})
+    teacher = TestLocked.TEACHER.model_copy(update={"lock": False, "training": training})
+    config = TrainTeacher(teachers=[teacher])
+
+    class Killed(LogTracker):
+        def log_metrics(self, metrics, *, step=0):  # noqa: ARG002 - the tracker's signature
+            if step == 3:
+                raise KeyboardInterrupt
+
+    def run(out, folder, tracker=None):
+        inputs = {"data": tiny_data, "towers": str(folder)}
+        train_teacher.run(config, out=str(tmp_path / out), tracker=tracker or LogTracker(), **inputs)
+        return (tmp_path / out / "locked" / "open_clip_model.safetensors").read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        run("again", towers, Killed())
+    assert run("again", other) == run("fresh", other)
