@@ -6,7 +6,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mobileclip.config.base import Name, Section, Share
 
-
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 

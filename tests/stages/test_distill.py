@@ -220,9 +220,10 @@ def test_a_run_that_began_with_other_weights_is_another(calibrated, tmp_path, mo
         raise KeyboardInterrupt
 
     start(1)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zoo, "save", killed)
+    monkeypatch.setattr(zoo, "save", killed)  # after the last step, before the student is there
+    with pytest.raises(KeyboardInterrupt):
         _run(config, tmp_path / "again", calibrated)
+    monkeypatch.undo()
     assert list((tmp_path / "again").rglob("state.json"))
     start(2)
     _run(config, tmp_path / "again", calibrated)

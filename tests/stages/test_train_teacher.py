@@ -359,7 +359,7 @@ class TestValidationWhileTraining:
 
 
 def test_a_run_that_began_with_other_towers_is_another(towers, tiny_data, tmp_path):
-    """Killed, and started again with other weights in the tower's file: nothing of the first attempt is in the second."""
+    """Killed, and started again with other weights in the tower's file: nothing of the first attempt is left."""
     other = tmp_path / "towers"
     shutil.copytree(towers, other)
     trunk = load_file(towers / "image.safetensors")
