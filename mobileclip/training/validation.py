@@ -66,15 +66,17 @@ def locked_validation(
     if held_out is None:
         return None
     pixels, tokens, own = held_out
-    trunk: Any = clip.model.visual.trunk
-    image = torch.cat([trunk(image_tensor(part, clip.preprocess)) for part in torch.split(pixels, batch_size)])
+    model: Any = clip.model
+    pictures = (image_tensor(part, clip.preprocess) for part in torch.split(pixels, batch_size))
+    image = torch.cat([model.visual.trunk(part) for part in pictures])
     text = torch.cat([read(clip, part) for part in torch.split(tokens, batch_size)])
     heads = LockedHeads(clip)
 
     @torch.no_grad()
     def score() -> dict[str, float]:
         device = next(heads.parameters()).device
-        return _recall(*heads.eval()(image.to(device), text.to(device)), own)
+        image_features, text_features = heads.eval()(image.to(device), text.to(device))
+        return _recall(image_features, text_features, own)
 
     return score
 
