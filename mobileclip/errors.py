@@ -19,6 +19,10 @@ class DataError(MobileClipError):
     exit_code = 2
 
 
+class EmptyError(DataError):
+    """A dataset is in order and has none of the samples that are asked for."""
+
+
 class IntegrityError(MobileClipError):
     """Stored data are damaged or belong to something else (exit code 1)."""
 

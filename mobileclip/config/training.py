@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mobileclip.config.base import Name, Section, Share
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Optimizer(Section):
     """AdamW with linear warm-up, an optional plateau, and cosine decay."""
@@ -20,9 +22,9 @@ class Optimizer(Section):
     """Steps at the peak rate between warm-up and decay."""
     weight_decay: NonNegativeFloat = 0.2
     """Decoupled weight decay; never applied to norms, biases and the logit scale."""
-    beta1: Share = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: Share = 0.95
+    beta2: Decay = 0.95
     """Decay of the second moment."""
     eps: PositiveFloat = 1e-8
     """Denominator floor."""
@@ -41,7 +43,7 @@ class Training(Section):
     """Step size and its schedule."""
     accumulate: PositiveInt = 1
     """Parts in which a process works through its rows; more need less memory and one more forward pass."""
-    ema_decay: Share = 0.0
+    ema_decay: Decay = 0.0
     """Decay of the running mean of the weights that is saved; 0 = save the weights themselves."""
     keep_weights: Literal["last", "best"] = "last"
     """Weights that are saved: the last, or those of the point with the best validation score."""

@@ -16,7 +16,7 @@ from mobileclip.data.columns import ColumnReader, unpack_texts
 from mobileclip.data.images import decode, resize, to_tensor
 from mobileclip.data.order import Place, Rows, Steps, place_batch
 from mobileclip.data.shards import ShardReader
-from mobileclip.errors import DataError
+from mobileclip.errors import DataError, EmptyError
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models.zoo import Preprocess
 
@@ -90,13 +90,14 @@ class PairDataset(Dataset[Item]):
         """Open the shards and columns of these splits.
 
         Raises:
-            DataError: A column is missing, or no sample is left.
+            DataError: A column is missing, or a shard is damaged.
+            EmptyError: No sample is left.
         """
         self._recipe = recipe
         self._tokens: dict[str, torch.Tensor] = {}
         self._shards = manifest.split(*splits)
         if not self._shards:
-            raise DataError(f"data: no shard of split {', '.join(splits)} in '{folder}'.")
+            raise EmptyError(f"data: no shard of split {', '.join(splits)} in '{folder}'.")
         self._readers = [ShardReader(folder, shard) for shard in self._shards]
         names = _columns(manifest, recipe)
         self._columns = {
@@ -104,7 +105,7 @@ class PairDataset(Dataset[Item]):
         }
         self._places = _places(folder, manifest, self._shards, self._readers, recipe)
         if not self._places:
-            raise DataError(f"data: no sample with a '{recipe.caption_field}' caption is left in '{folder}'.")
+            raise EmptyError(f"data: no sample with a '{recipe.caption_field}' caption is left in '{folder}'.")
 
     def __len__(self) -> int:
         """Number of samples."""

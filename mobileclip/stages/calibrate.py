@@ -143,16 +143,21 @@ def _train_student(config: Calibrate, data: str, label: str, scales: dict[str, f
         views="stored", seed=config.seed,
     )  # fmt: skip
     folder = storage.join(out, "students", label)
+    validate = retrieval_validation(clip, data, content, caption_field=config.caption_field)
+    if validate is None:
+        raise ConfigError(
+            f"calibrate.student: student runs are scored on a validation split, the dataset has none with captions of "
+            f"the field '{config.caption_field}'."
+        )
+    # The curve is not kept: points are scored only where they choose the weights.
+    best = config.student_training.keep_weights == "best"
     train_clip(
         clip, PairDataset(data, content, recipe), config.student_training,
         reinforcement=Reinforcement(1.0, tuple(scales), tuple(scales.values())), seed=config.seed,
         key={"data": content.digest(), "scales": scales, "student": config.student},
-        folder=folder, title=label,
+        folder=folder, title=label, validate=validate if best else None,
     )  # fmt: skip
     checkpoint.remove(checkpoints(folder))
-    validate = retrieval_validation(clip, data, content, caption_field=config.caption_field)
-    if validate is None:
-        raise ConfigError("calibrate.student: student runs are scored on a validation split, the dataset has none.")
     return validate()[_SCORE]
 
 

@@ -30,7 +30,7 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str, teachers: str
         teachers: Folder of train_teacher, for those of its teachers that run in the step.
 
     Returns:
-        Last losses and validation recall per model.
+        Per model the loss at the point of the curve whose weights are saved, and their recall on the validation split.
 
     Raises:
         ConfigError: A named teacher is not in the manifest, or there is none while lambda is above 0, or it cannot be
@@ -49,8 +49,8 @@ def run(config: Distill, *, out: str, tracker: Tracker, data: str, teachers: str
         results[name] = result
         if live is None:
             log_history(tracker, result)
-        last = results[name].history[-1]
-        metrics |= {f"{name}/{k}": v for k, v in last.items() if k == "loss" or k.startswith("validation/")}
+        saved = results[name].saved
+        metrics |= {f"{name}/{k}": v for k, v in saved.items() if k == "loss" or k.startswith("validation/")}
     if join().main:
         write_history(out, list(results.values()))
         write_timings(out, results)
@@ -106,16 +106,21 @@ def _train(
         online=teacher_inputs(online),
     )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
+    validate = retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500)
     result = train_clip(
         clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
-        key={"data": content.digest(), "config": config.model_dump(mode="json", exclude={"training", "control"})},
-        folder=storage.join(out, name), title=name,
-        validate=retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500),
+        key={
+            "data": content.digest(), "start": clip.sha256,
+            "config": config.model_dump(mode="json", exclude={"training", "control"}),
+        },
+        folder=storage.join(out, name), title=name, validate=validate,
         online=online_teachers(online, precision=precisions(content, names)) if online else None,
         report=reporter(live) if live else None,
     )  # fmt: skip
     if config.start_share:
         mix_in(clip.model, start, start_share=config.start_share)
+        if validate is not None and join().main:
+            result.saved = result.saved | {f"validation/{k}": v for k, v in validate().items()}
     card = zoo.origin(config.model, config.pretrained) | {
         "stage": "distill",
         "start": {"sha256": clip.sha256, "share": config.start_share},

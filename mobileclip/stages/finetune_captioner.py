@@ -66,9 +66,10 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         towers: Folder with pretrained towers, where the captioner names one.
 
     Returns:
-        Nothing where the stage is off. Per phase the last losses, and on the validation split, where it has
-        `finetune_field` captions, `caption_loss` (nats per token), `cider` (0-10), `bleu4` (0-100), `clip_score` (mean
-        cosine by its own towers), `degenerate` (share) and `words/mean` of one greedy caption per image.
+        Nothing where the stage is off. Per phase the losses at the point of the curve whose weights are saved, and on
+        the validation split, where it has `finetune_field` captions, `caption_loss` (nats per token), `cider` (0-10),
+        `bleu4` (0-100), `clip_score` (mean cosine by its own towers), `degenerate` (share) and `words/mean` of one
+        greedy caption per image.
 
     Raises:
         ConfigError: The model is no CoCa, or has no trunk to load or to freeze.
@@ -86,8 +87,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     shown: dict[str, Any] = {}
     for phase in _phases(config):
         results[phase.name] = _train(phase, clip, frozen, config, data, content, out, tracker)
-        last = results[phase.name].history[-1]
-        metrics |= {f"{phase.name}/{k}": v for k, v in last.items() if k.startswith(("loss", "validation/"))}
+        saved = results[phase.name].saved
+        metrics |= {f"{phase.name}/{k}": v for k, v in saved.items() if k.startswith(("loss", "validation/"))}
         if join().main and phase.name == "finetune":  # before it is scored, so that a fault there costs no training
             card = _card(config, content) | attribution.to_card(owed)
             zoo.save(out, clip, license=attribution.license_of(owed), card=card)

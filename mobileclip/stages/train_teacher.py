@@ -22,14 +22,16 @@ from mobileclip.report import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings
-from mobileclip.training.frozen import look
+from mobileclip.training.frozen import look, read
 from mobileclip.training.locked import train_heads
 from mobileclip.training.loop import Report, Result
-from mobileclip.training.validation import retrieval_validation
+from mobileclip.training.validation import locked_validation, retrieval_validation
 from mobileclip.training.world import join, one_by_one, train_models
 
 # Milder than the reinforced views: a teacher learns from whole objects.
 _VIEWS = Views(num_views=1, scale_min=0.6, rand_augment_ops=1, rand_augment_magnitude=6)
+# Pairs of the validation split that are scored at every point of the curve, as distill does.
+_SCORED = 500
 
 
 def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: str = "") -> dict[str, float]:
@@ -43,7 +45,8 @@ def run(config: TrainTeacher, *, out: str, tracker: Tracker, data: str, towers: 
         towers: Folder with pretrained towers, where a teacher names some.
 
     Returns:
-        Per teacher: last loss, and recall on the validation split where there is one.
+        Per teacher: loss at the point of the curve whose weights are saved, and their recall on the validation split
+        where there is one.
     """
     live = tracker if one_by_one(len(config.teachers)) else None
     outcomes = train_models([(_train_one, (config, teacher, out, data, towers, live)) for teacher in config.teachers])
@@ -88,8 +91,12 @@ def _train_from(
     torch.manual_seed(config.seed)
     clip = _create(teacher, root)
     train_one = _train_locked if teacher.lock else _train_whole
+    key = {
+        "data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions,
+        "start": clip.sha256, "towers": _digests(teacher, root),
+    }  # fmt: skip
     start = snapshot(clip.model) if teacher.start_share else {}
-    result = train_one(teacher, clip, config, data, content, out, reporter(live) if live else None)
+    result = train_one(teacher, clip, config, data, content, key, out, reporter(live) if live else None)
     if teacher.start_share:
         mix_in(clip.model, start, start_share=teacher.start_share)
     if not join().main:
@@ -101,7 +108,7 @@ def _train_from(
     owed = attribution.merged(attribution.of_data(content), _start(teacher, clip, root))
     license_ = attribution.license_of(owed)
     zoo.save(storage.join(out, teacher.name), clip, license=license_, card=card | attribution.to_card(owed))
-    scores = {f"{teacher.name}/loss": result.history[-1]["loss"]}
+    scores = {f"{teacher.name}/loss": result.saved["loss"]}
     validate = retrieval_validation(clip, data, content, caption_field=config.captions[0])
     if validate is not None:
         scores |= {f"{teacher.name}/validation/{name}": value for name, value in validate().items()}
@@ -132,12 +139,22 @@ def _create(teacher: Teacher, root: Path) -> zoo.Clip:
     return clip
 
 
+def _digests(teacher: Teacher, root: Path) -> dict[str, str]:
+    """Of the pretrained towers' weights, by tower."""
+    files = {
+        "image": teacher.image_weights,
+        "text": teacher.text_weights and f"{teacher.text_weights}/model.safetensors",
+    }
+    return {tower: storage.digest_file(root / file) for tower, file in files.items() if file}
+
+
 def _train_whole(
     teacher: Teacher,
     clip: zoo.Clip,
     config: TrainTeacher,
     data: str,
     content: Manifest,
+    key: dict[str, Any],
     out: str,
     report: Report | None,
 ) -> Result:
@@ -147,12 +164,10 @@ def _train_whole(
     )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
     return train_clip(
-        clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed,
-        key={
-            "data": content.digest(), "seed": config.seed, "model": teacher.model, "captions": config.captions,
-            "start": clip.sha256,
-        },
-        folder=storage.join(out, teacher.name), title=teacher.name, report=report,
+        clip, dataset, teacher.training, reinforcement=Reinforcement(), seed=config.seed, key=key,
+        folder=storage.join(out, teacher.name), title=teacher.name,
+        validate=retrieval_validation(clip, data, content, caption_field=config.captions[0], limit=_SCORED),
+        report=report,
     )  # fmt: skip
 
 
@@ -162,6 +177,7 @@ def _train_locked(
     config: TrainTeacher,
     data: str,
     content: Manifest,
+    key: dict[str, Any],
     out: str,
     report: Report | None,
 ) -> Result:
@@ -169,8 +185,10 @@ def _train_locked(
     digest = hashlib.sha256(image.numpy().tobytes() + text.numpy().tobytes()).hexdigest()
     return train_heads(
         clip, image, text, owners, teacher.training, seed=config.seed,
-        key={"features": digest, "seed": config.seed, "model": teacher.model, "dropout": teacher.dropout},
-        folder=storage.join(out, teacher.name), title=teacher.name, dropout=teacher.dropout, report=report,
+        key=key | {"features": digest, "dropout": teacher.dropout},
+        folder=storage.join(out, teacher.name), title=teacher.name, dropout=teacher.dropout,
+        validate=locked_validation(clip, data, content, caption_field=config.captions[0], limit=_SCORED),
+        report=report,
     )  # fmt: skip
 
 
@@ -197,12 +215,8 @@ def _trunk_features(
     # Many captions are shared by several pictures (one concept, many artists): embed each once. Sorting by length
     # keeps padding short.
     unique = sorted(set(texts), key=lambda t: (len(t), t))
-    rows = []
-    for i in tqdm(range(0, len(unique), 64), desc="text trunk", disable=None):
-        tokens = clip.tokenizer(unique[i : i + 64])
-        tokens = tokens[:, : max(1, int((tokens != model.text.config.pad_token_id).sum(dim=1).max()))]
-        mask = (tokens != model.text.config.pad_token_id).long()
-        rows.append(model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask))
+    starts = tqdm(range(0, len(unique), 64), desc="text trunk", disable=None)
+    rows = [read(clip, clip.tokenizer(unique[start : start + 64])) for start in starts]
     place = {text: index for index, text in enumerate(unique)}
     text = torch.cat(rows)[[place[t] for t in texts]]
     return image, text, torch.tensor(owners)

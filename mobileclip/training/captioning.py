@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mobileclip.config import Training
 from mobileclip.data.loader import PairDataset, Recipe
-from mobileclip.errors import DataError
+from mobileclip.errors import EmptyError
 from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip, image_tensor
 from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
@@ -60,8 +60,9 @@ def train_captioner(
     """
     world = join()
     total = config.batch_size
-    source = batch_source(dataset, config, seed, world)
-    if frozen is not None:
+    if frozen is None:
+        source = batch_source(dataset, config, seed, world)
+    else:
         total = min(total, len(dataset))
         source = frozen.source(dataset, total=total, own=world.rows(total), seed=seed)
     objective = coca_objective(
@@ -167,7 +168,7 @@ def caption_validation(
     recipe = Recipe(clip.preprocess, clip.tokenizer, caption_field, views="whole", selection=False)
     try:
         dataset = PairDataset(folder, manifest, recipe, splits=("validation",))
-    except DataError:
+    except EmptyError:
         return None
     items = [dataset[0, index] for index in range(min(limit, len(dataset)))]
     pixels = torch.split(torch.stack([item["image"] for item in items]), batch_size)

@@ -1,5 +1,6 @@
 """Training image and text towers on a prepared or reinforced dataset: what train_teacher and distill share."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import Divergence, feature_loss, reinforced_loss, teacher_agreement
 from mobileclip.training.objective import Features, Losses
 from mobileclip.training.world import World, join
+
+logger = logging.getLogger(__name__)
 
 _TEXTS = ("text", "synthetic_text")
 _KINDS = {"text": "text", "synthetic_text": "synthetic"}
@@ -118,7 +121,15 @@ def set_grad_checkpointing(model: Any) -> None:
 def batch_source(
     dataset: PairDataset, config: Training, seed: int, world: World
 ) -> Callable[[int, int], Iterator[Batch]]:
-    """The loader of a run as a function of its first and last step: this process's rows of every batch."""
+    """The loader of a run as a function of its first and last step: this process's rows of every batch.
+
+    A batch larger than the data holds samples several times, which count as each other's negatives: that is said.
+    """
+    if world.main and config.batch_size > len(dataset):
+        logger.warning(
+            "training.batch_size: got %d, the data have %d samples: a batch holds some of them several times.",
+            config.batch_size, len(dataset),
+        )  # fmt: skip
 
     def source(first: int, last: int) -> Iterator[Batch]:
         return batches(

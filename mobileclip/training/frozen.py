@@ -46,6 +46,24 @@ def look(
     return torch.cat(found)
 
 
+@torch.no_grad()
+def read(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
+    """Pooled features of a Hugging Face text trunk.
+
+    Args:
+        clip: Its text tower is an `HFTextEncoder`.
+        tokens: int64 [texts, context]; the padding that all of them share is not computed.
+
+    Returns:
+        float32 [texts, width].
+    """
+    text: Any = clip.model.text
+    padding = text.config.pad_token_id
+    tokens = tokens[:, : max(1, int((tokens != padding).sum(dim=1).max()))]
+    mask = (tokens != padding).long()
+    return text.pooler(text.transformer(input_ids=tokens, attention_mask=mask), mask)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class FrozenTrunk:
     """A trunk's feature maps of whole pictures.

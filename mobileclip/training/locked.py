@@ -18,7 +18,8 @@ from mobileclip.training.world import join
 
 def train_heads(
     clip: Clip, image: Tensor, text: Tensor, owners: Tensor, config: Training, *, seed: int, key: Mapping[str, Any],
-    folder: str, title: str, dropout: float = 0.0, report: Report | None = None,
+    folder: str, title: str, dropout: float = 0.0, validate: Callable[[], dict[str, float]] | None = None,
+    report: Report | None = None,
 ) -> Result:  # fmt: skip
     """Train the projections and the logit scale alone.
 
@@ -34,6 +35,7 @@ def train_heads(
         folder: Checkpoint folder.
         title: Name of the run.
         dropout: Share of the features that is dropped at every step.
+        validate: Scores at every point of the curve.
         report: Gets the points of the curve as they come.
     """
     world = join()
@@ -52,7 +54,8 @@ def train_heads(
 
     return train(
         heads, Objective(encode, criterion), cached_pairs(image, text, owners, total=total, own=own, seed=seed), config,
-        key=run_key(key, config, title), folder=checkpoints(folder), title=title, total=total, report=report,
+        key=run_key(key, config, title), folder=checkpoints(folder), title=title, total=total, validate=validate,
+        report=report,
     )  # fmt: skip
 
 

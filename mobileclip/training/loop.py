@@ -41,6 +41,7 @@ class Result:
 
     Attributes:
         history: Points of the learning curve: step, samples, losses, logit scale, gradient norm, validation scores.
+        saved: The one of them whose weights the model holds: the last, or the best.
         samples: Of all processes in this run; those before a resume are not among them.
         seconds: Wall time of this process.
         wait_seconds: Of it, waiting for data.
@@ -49,6 +50,7 @@ class Result:
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
+    saved: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -132,6 +134,7 @@ def train(
         world.wait()  # the first process removes the checkpoints of a complete stage, others may still be reading
     elif run.state.mean:
         model.load_state_dict(run.state.mean)
+    result.saved = next((point for point in run.state.history if point["step"] == best), run.state.history[-1])
     model.eval().to("cpu")
     result.seconds = time.perf_counter() - start
     return result

@@ -241,3 +241,19 @@ class TestStudents:
         assert _run(self.CONFIG, tiny_reinforced, again) == metrics
         for name in ("students.json", "students.png"):
             assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+    def test_short_runs_may_keep_their_best_weights(self, tiny_reinforced, tmp_path):
+        """Refused before, as if there were no validation split; the scores are those of other weights than the last."""
+        folder = str(tmp_path / "data")  # a training shard is what is held out: large enough that scores differ
+        content = manifest.read(tiny_reinforced).moved(tiny_reinforced, folder)
+        first, second = content.split("train")
+        shards = [first, second.model_copy(update={"split": "validation"})]
+        manifest.write(folder, content.model_copy(update={"shards": shards}))
+        training = self.CONFIG.student_training.model_copy(update={"steps": 24, "log_every": 2, "batch_size": 16})
+        scores = []
+        for keep in ("last", "best"):
+            section = {"student_training": training.model_copy(update={"keep_weights": keep}), "batch_size": 8}
+            metrics = _run(self.CONFIG.model_copy(update=section), folder, tmp_path / keep)
+            scores.append({name: score for name, score in metrics.items() if name.startswith("student/")})
+        assert scores[0].keys() == scores[1].keys()
+        assert scores[0] != scores[1]

@@ -16,6 +16,7 @@ from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import distill, reinforce
 from mobileclip.training.losses import reinforced_loss
+from mobileclip.training.validation import retrieval_validation
 
 CONFIG = Distill(
     distill_weight=0.7, control=True, seed=5,
@@ -207,6 +208,58 @@ def test_a_fine_tuned_student_keeps_its_share_of_the_start_and_its_license(calib
             torch.testing.assert_close(value, 0.4 * first[name] + 0.6 * last[name], rtol=1e-5, atol=1e-6)
     assert "apple-amlr" in end.license
     assert str(tmp_path) not in (tmp_path / "end" / "student" / "model.json").read_text()
+
+
+def test_a_run_that_began_with_other_weights_is_another(calibrated, tmp_path, monkeypatch):
+    """The folder it starts from was made anew between kill and restart: nothing of the first attempt is left."""
+    config = CONFIG.model_copy(
+        update={"model": f"local-dir:{tmp_path / 'start'}", "control": False, "start_share": 0.5}
+    )
+
+    def start(seed):
+        torch.manual_seed(seed)
+        zoo.save(str(tmp_path / "start"), zoo.create("tiny-mci"), license="MIT", card={})
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    start(1)
+    monkeypatch.setattr(zoo, "save", killed)  # after the last step, before the student is there
+    with pytest.raises(KeyboardInterrupt):
+        _run(config, tmp_path / "again", calibrated)
+    monkeypatch.undo()
+    assert list((tmp_path / "again").rglob("state.json"))
+    start(2)
+    _run(config, tmp_path / "again", calibrated)
+    _run(config, tmp_path / "fresh", calibrated)
+    again, fresh = ((tmp_path / n / "student" / "open_clip_model.safetensors").read_bytes() for n in ("again", "fresh"))
+    assert again == fresh
+
+
+def test_the_metrics_are_of_the_weights_that_are_saved(tiny_reinforced, tmp_path):
+    """The best ones are not the last, and mixed ones are neither."""
+    out = str(tmp_path / "data")  # a training shard is what is held out: large enough that scores differ
+    content = manifest.read(tiny_reinforced).moved(tiny_reinforced, out)
+    first, second = content.split("train")
+    shards = [first, second.model_copy(update={"split": "validation"})]
+    manifest.write(out, content.model_copy(update={"shards": shards}))
+    training = CONFIG.training.model_copy(
+        update={"steps": 24, "batch_size": 16, "log_every": 3, "checkpoint_every": 0, "keep_weights": "best"}
+    )
+    config = CONFIG.model_copy(update={"training": training, "control": False})
+    torch.manual_seed(5)
+    zoo.save(str(tmp_path / "start"), zoo.create("tiny-mci"), license="MIT", card={})
+    mixed = config.model_copy(update={"model": f"local-dir:{tmp_path / 'start'}", "start_share": 0.9})
+    for name, section in (("best", config), ("mixed", mixed)):
+        metrics = _run(section, tmp_path / name, out)
+        clip = zoo.load("trained:student", trained=str(tmp_path / name))
+        found = retrieval_validation(clip, out, manifest.read(out), caption_field="captions")()
+        assert metrics.items() >= {f"student/validation/{k}": v for k, v in found.items()}.items()
+        curve = [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        best = max(curve, key=lambda point: (point["validation/i2t/r1"], -point["step"]))
+        assert metrics["student/loss"] == best["loss"]
+        other = curve[-1] if name == "best" else best  # whose score would be wrong here
+        assert found["i2t/r1"] != other["validation/i2t/r1"]
 
 
 class TestOnlineTeachers:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -280,3 +280,119 @@ class TestLocked:
         with pytest.raises(error, match=rf"^train_teacher: teacher 'locked'{match}"):
             _run(config, tmp_path / "out", tiny_data, towers=str(towers) if given else "")
         assert not (tmp_path / "out").exists()
+
+
+class TestValidationWhileTraining:
+    """Both ways of training: of the whole model, and of the heads behind frozen trunks on cached features."""
+
+    # A constant rate: after n steps a run of any length has the same weights.
+    TRAINING = SHORT.model_copy(
+        update={
+            "steps": 36, "log_every": 4, "batch_size": 16,
+            "optimizer": Optimizer(lr=3e-3, warmup_steps=1, constant_steps=99),
+        }
+    )  # fmt: skip
+    WHOLE = Teacher(name="small", model="tiny-resnet", training=TRAINING)
+    LOCKED = TestLocked.TEACHER.model_copy(update={"training": TRAINING, "dropout": 0.3})  # draws random numbers
+
+    def _train(self, teacher, out, data, towers, *, tracker=None, **training):
+        teacher = teacher.model_copy(update={"training": teacher.training.model_copy(update=training)})
+        config = TrainTeacher(teachers=[teacher], seed=3)
+        return train_teacher.run(config, out=str(out), tracker=tracker or LogTracker(), data=data, towers=str(towers))
+
+    def _weights(self, teacher, out):
+        return (out / teacher.name / "open_clip_model.safetensors").read_bytes()
+
+    def _curve(self, out):
+        return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+    @pytest.fixture
+    def scored(self, tiny_data, tmp_path) -> str:
+        """A validation split large enough that scores differ: one of the two training shards."""
+        folder = str(tmp_path / "scored")
+        content = manifest.read(tiny_data).moved(tiny_data, folder)
+        first, second = content.split("train")
+        shards = [first, second.model_copy(update={"split": "validation"})]
+        manifest.write(folder, content.model_copy(update={"shards": shards}))
+        return folder
+
+    @pytest.fixture
+    def unscored(self, scored, tmp_path) -> str:
+        """The same pairs to train on, and no validation split."""
+        folder = str(tmp_path / "unscored")
+        content = manifest.read(scored).moved(scored, folder)
+        manifest.write(folder, content.model_copy(update={"shards": content.split("train")}))
+        return folder
+
+    @pytest.mark.parametrize("teacher", [WHOLE, LOCKED], ids=lambda t: t.name)
+    def test_the_curve_has_the_scores_and_the_weights_are_those_of_a_run_without(
+        self, teacher, towers, scored, unscored, tmp_path
+    ):
+        metrics = self._train(teacher, tmp_path / "with", scored, towers)
+        curve = self._curve(tmp_path / "with")
+        assert [p["step"] for p in curve] == list(range(4, 37, 4))
+        names = {"validation/i2t/r1", "validation/i2t/r10"}
+        assert all(names <= p.keys() for p in curve)
+        # Afterwards the whole model is scored: the same as what the cached features gave.
+        assert {n: curve[-1][n] for n in names} == {n: metrics[f"{teacher.name}/{n}"] for n in names}
+        self._train(teacher, tmp_path / "without", unscored, towers)
+        plain = self._curve(tmp_path / "without")
+        assert plain == [{k: v for k, v in p.items() if k not in names} for p in curve]
+        assert self._weights(teacher, tmp_path / "with") == self._weights(teacher, tmp_path / "without")
+
+    @pytest.mark.parametrize("teacher", [WHOLE, LOCKED], ids=lambda t: t.name)
+    def test_the_best_weights_are_kept_also_after_a_kill(self, teacher, towers, scored, tmp_path):
+        best = {"keep_weights": "best", "checkpoint_every": 10}
+        metrics = self._train(teacher, tmp_path / "best", scored, towers, **best)
+        scores = {p["step"]: p["validation/i2t/r1"] for p in self._curve(tmp_path / "best")}
+        step = max(scores, key=lambda s: (scores[s], -s))
+        assert 4 < step < 36
+        self._train(teacher, tmp_path / "short", scored, towers, steps=step)
+        assert self._weights(teacher, tmp_path / "best") == self._weights(teacher, tmp_path / "short")
+        assert metrics[f"{teacher.name}/validation/i2t/r1"] == scores[step]
+
+        class Killed(LogTracker):
+            def log_metrics(self, metrics, *, step=0):  # noqa: ARG002 - the tracker's signature
+                if step == 28:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self._train(teacher, tmp_path / "resumed", scored, towers, tracker=Killed(), **best)
+        assert list((tmp_path / "resumed").glob("*/checkpoint/run-*/step-000000020/state.json"))
+        assert self._train(teacher, tmp_path / "resumed", scored, towers, **best) == metrics
+        whole, again = (_files(tmp_path / name) for name in ("best", "resumed"))
+        assert {n: d for n, d in again.items() if n != "timings.json"} == {
+            n: d for n, d in whole.items() if n != "timings.json"
+        }
+
+    @pytest.mark.parametrize("teacher", [WHOLE, LOCKED], ids=lambda t: t.name)
+    def test_no_best_without_a_validation_split(self, teacher, towers, unscored, tmp_path):
+        match = r"^training\.keep_weights: got 'best', but there is no validation split to choose by\.$"
+        with pytest.raises(ConfigError, match=match):
+            self._train(teacher, tmp_path / "out", unscored, towers, keep_weights="best")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_began_with_other_towers_is_another(towers, tiny_data, tmp_path):
+    """Killed, and started again with other weights in the tower's file: nothing of the first attempt is left."""
+    other = tmp_path / "towers"
+    shutil.copytree(towers, other)
+    trunk = load_file(towers / "image.safetensors")
+    save_file({k: v + 0.01 if v.is_floating_point() else v for k, v in trunk.items()}, other / "image.safetensors")
+    training = SHORT.model_copy(update={"steps": 4, "log_every": 1, "checkpoint_every": 2})
+    teacher = TestLocked.TEACHER.model_copy(update={"lock": False, "training": training})
+    config = TrainTeacher(teachers=[teacher])
+
+    class Killed(LogTracker):
+        def log_metrics(self, metrics, *, step=0):  # noqa: ARG002 - the tracker's signature
+            if step == 3:
+                raise KeyboardInterrupt
+
+    def run(out, folder, tracker=None):
+        inputs = {"data": tiny_data, "towers": str(folder)}
+        train_teacher.run(config, out=str(tmp_path / out), tracker=tracker or LogTracker(), **inputs)
+        return (tmp_path / out / "locked" / "open_clip_model.safetensors").read_bytes()
+
+    with pytest.raises(KeyboardInterrupt):
+        run("again", towers, Killed())
+    assert run("again", other) == run("fresh", other)

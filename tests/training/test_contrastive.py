@@ -11,7 +11,13 @@ from mobileclip import manifest
 from mobileclip.config import Optimizer, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.models import zoo
-from mobileclip.training.contrastive import Reinforcement, clip_objective, set_grad_checkpointing, train_clip
+from mobileclip.training.contrastive import (
+    Reinforcement,
+    batch_source,
+    clip_objective,
+    set_grad_checkpointing,
+    train_clip,
+)
 from mobileclip.training.losses import reinforced_loss
 from mobileclip.training.objective import backward
 from mobileclip.training.world import World
@@ -140,6 +146,14 @@ def test_every_other_option_at_once_learns(tiny_reinforced, content, tmp_path):
     assert [point["step"] for point in history] == [10, 20, 30]
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(value.dtype == torch.float32 for value in clip.model.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [32, 33])
+def test_a_batch_larger_than_the_data_is_said(tiny_reinforced, content, caplog, batch_size):
+    dataset = _dataset(_student(), tiny_reinforced, content)
+    batch_source(dataset, TRAINING.model_copy(update={"batch_size": batch_size}), 5, World())
+    said = "training.batch_size: got 33, the data have 32 samples: a batch holds some of them several times."
+    assert [record.getMessage() for record in caplog.records] == [said] * (batch_size == 33)
 
 
 @pytest.mark.slow

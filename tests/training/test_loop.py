@@ -326,6 +326,33 @@ def test_the_best_weights_are_kept_through_a_kill(tmp_path):
     assert torch.equal(again.head.weight, seen[3])
 
 
+def test_the_best_running_mean_is_the_same_after_a_kill(tmp_path):
+    """The score is one of the running mean, and the kept weights are those that were scored highest."""
+    config = CONFIG.model_copy(update={"keep_weights": "best"})
+
+    def run(folder, *, kill=-1):
+        model, means = _model(), {}
+
+        def validate():
+            score = -abs(float(model.head.weight.detach().sum()) - 0.049)
+            means[score] = model.head.weight.detach().clone()
+            return {"r1": score}
+
+        if kill >= 0:
+            _killed_after(kill, model, folder, config=config, validate=validate)
+            return None
+        return model, _run(model, folder, config=config, validate=validate), means
+
+    whole, expected, means = run(tmp_path / "whole")
+    assert 5 < expected.saved["step"] < 12
+    assert torch.equal(whole.head.weight, means[expected.saved["validation/r1"]])
+    for kill in (6, 11):
+        run(tmp_path / str(kill), kill=kill)
+        again, found, _ = run(tmp_path / str(kill))
+        assert (found.history, found.saved) == (expected.history, expected.saved)
+        assert _equal(again, whole)
+
+
 def test_the_last_few_checkpoints_are_kept(tmp_path):
     config = CONFIG.model_copy(update={"checkpoint_every": 2, "keep_checkpoints": 3})
     _run(_model(), tmp_path, config=config)

@@ -1,5 +1,7 @@
 """Retrieval while training: the numbers of the final evaluation, on real data; ties count against the model."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,8 +9,10 @@ from mobileclip import manifest
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import read_samples
+from mobileclip.errors import MobileClipError
 from mobileclip.evaluation.retrieval import build_gallery, rank_pairs
 from mobileclip.models import zoo
+from mobileclip.training.captioning import caption_validation
 from mobileclip.training.validation import retrieval_validation
 from tests.models.perturbed import perturbed_clip
 
@@ -55,3 +59,14 @@ def test_no_split_no_scores(tiny_data):
     content = manifest.read(tiny_data)
     rest = content.model_copy(update={"shards": content.split("train")})
     assert retrieval_validation(zoo.create("tiny-mci"), tiny_data, rest, caption_field="captions") is None
+    assert retrieval_validation(zoo.create("tiny-mci"), tiny_data, content, caption_field="poems") is None
+
+
+@pytest.mark.parametrize(("make", "model"), [(retrieval_validation, "tiny-mci"), (caption_validation, "tiny-coca")])
+def test_a_damaged_split_is_said_and_not_taken_for_none(tiny_data, tmp_path, make, model):
+    content = manifest.read(tiny_data)
+    (shard,) = content.split("validation")
+    (tmp_path / shard.path).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / shard.path).write_bytes((Path(tiny_data) / shard.path).read_bytes()[:2048])
+    with pytest.raises(MobileClipError, match=f"{shard.name}"):
+        make(zoo.create(model), str(tmp_path), content, caption_field="captions")
