@@ -86,8 +86,8 @@ def make(name: str) -> Path:
     interpreter = place / "bin" / "python"
     lines = ["-r", str(requirements(name))]
     uv = shutil.which("uv")
-    # A locked package says that newer Pythons have no need of it, and its dependents want it all the same. uv regards no
-    # such upper bounds; pip does, unless told.
+    # A locked package says that newer Pythons have no need of it, and its dependents want it all the same. uv regards
+    # no such upper bounds; pip does, unless told.
     command = [uv, "pip", "install", "--quiet", "--python", str(interpreter), *lines] if uv else [
         str(interpreter), "-m", "pip", "install", "--quiet", "--ignore-requires-python", *lines
     ]  # fmt: skip

@@ -1,9 +1,9 @@
 """Worker of `mobileclip.formats.litert`: runs in the converter's environment and imports nothing of the project.
 
 Its folder holds `traced.pt2` and, for `int8_static`, `calibration.npy` with input rows [calls, rows, ...]. Requests
-are lines of JSON on its input, answered by a line each: the first one (`names` of input and output, `precision`) converts
-and calibrates and gives the names of the `layers` that will be quantized; each further one (`keep`, some of these) leaves
-the program that holds those in float32 in `program.tflite`.
+are lines of JSON on its input, answered by a line each: the first one (`names` of input and output, `precision`)
+converts and calibrates and gives the names of the `layers` that will be quantized; each further one (`keep`, some of
+these) leaves the program that holds those in float32 in `program.tflite`.
 """
 
 import json
