@@ -43,7 +43,8 @@ from mobileclip.models import zoo
 from tests.models.perturbed import patterned_images, perturbed_clip
 
 PRECISIONS = ["float32", "float16", "int8", "int8_static", "int8_weights", "int4_weights"]
-MIXABLE = {("onnx", "int8"), ("onnx", "int8_static"), ("executorch", "int8_static")}
+# Any quantized program can keep layers; these lose most without.
+MIXABLE = {("onnx", "int8"), ("onnx", "int8_static"), ("executorch", "int8_static"), ("litert", "int8_static")}
 NO_BUDGET = {"max_error_int8": 1e6, "max_error_float16": 1e6, "max_error_float32": 1e6}
 
 
