@@ -62,7 +62,7 @@ def layers(model: onnx.ModelProto) -> list[str]:
 
 
 def weights_only(model: onnx.ModelProto, *, keep: Sequence[str] = ()) -> onnx.ModelProto:
-    """Weights of convolutions and products as int8 with a scale per output channel; nothing in the program rounds activations.
+    """Weights of convolutions and products as int8, a scale per output channel; the program rounds no activations.
 
     Args:
         model: A float32 program; left as it is.

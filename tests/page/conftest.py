@@ -26,15 +26,21 @@ def clip():
 @pytest.fixture(scope="session")
 def bundled(clip, tmp_path_factory):
     """A bundle with every ONNX program, a prompt bank and the page; its proof is a few patterns."""
+    # Random weights are round for no quantizer: what is asked here is whether the page computes what Python does.
+    precisions = list(dict.fromkeys([*IMAGE, *TEXT]))
+    folder = export(clip, tmp_path_factory.mktemp("export"), precisions=precisions, max_error_int8=1)
+    return bundle.write(folder, tmp_path_factory.mktemp("bundle"), extra=web.members())
+
+
+def export(clip, folder, **keys):
+    """An export of these settings in `folder`, without the page."""
     from mobileclip.config import Export
     from mobileclip.formats import programs, proof
     from mobileclip.formats.towers import split
     from tests.formats.conftest import pattern_samples
 
-    folder = tmp_path_factory.mktemp("export")
-    reference = proof.refer(clip, pattern_samples(6))
-    # Random weights are round for no quantizer: what is asked here is whether the page computes what Python does.
-    section = Export(precisions=list(dict.fromkeys([*IMAGE, *TEXT])), max_error_int8=1)
+    folder.mkdir(exist_ok=True)
+    reference, section = proof.refer(clip, pattern_samples(6)), Export(**keys)
     written = programs.build(section, split(clip), reference, folder)
     classes = prompt_bank.embed(lambda texts: clip.encode_text(texts).numpy(), LABELS, ["a picture of {}"])
     bank, paths = prompt_bank.build(
@@ -49,7 +55,7 @@ def bundled(clip, tmp_path_factory):
     clip = dataclasses.replace(clip, card=attribution.to_card(owed))
     agreed = terms.agree(clip, written, files, dataset_sha256="d" * 64, prompt_banks=[bank])
     (folder / contract.FILE_NAME).write_bytes(agreed.to_bytes())
-    return bundle.write(folder, tmp_path_factory.mktemp("bundle"), extra=web.members())
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,12 @@ import torch
 from onnx import numpy_helper
 
 from mobileclip.data import images
-from mobileclip.formats import bundle, contract, serve, tokenizer
+from mobileclip.formats import bundle, contract, serve, tokenizer, web
 from mobileclip.formats.digests import digest
 from mobileclip.formats.runtime import load_program
 from tests.page.browser import chromium
 from tests.page.conftest import IMAGE, TEXT
+from tests.page.conftest import export as fixed_export
 from tests.page.test_page import EXACT, PICTURES, TEXTS
 
 PROGRAMS = [*(("image", name) for name in IMAGE), *(("text", name) for name in TEXT)]
@@ -118,6 +119,23 @@ def test_with_products_in_float_pythons_int8_weights_are_the_browsers(embedded, 
 def test_precisions_differ(embedded, tower, precision):
     """So that the comparisons above mean something: a page that always ran float32 would fail them."""
     assert np.abs(embedded(tower, precision) - embedded(tower, "float32")).max() > 1e-4
+
+
+def test_programs_of_a_fixed_batch(clip, inputs, tmp_path):
+    """One picture, and texts in other numbers than the programs take."""
+    export = fixed_export(clip, tmp_path / "export", batch=3)
+    web.write(export)
+    (tmp_path / EXACT[0]).write_bytes(PICTURES[EXACT[0]])
+    with _opened(export, tmp_path / "profile") as browser:
+        browser.evaluate("mobileclip.ready('image').then(() => mobileclip.ready('text')).then(() => null)")
+        browser.put_files("#files", [tmp_path / EXACT[0]])
+        browser.wait("mobileclip.state.pictures.filter((p) => p.features).length === 1")
+        got = {tower: np.array(browser.evaluate(script), np.float32) for tower, script in _SCRIPTS.items()}
+    for tower, rows in (("image", inputs["image"][:1]), ("text", inputs["text"])):
+        run = load_program(_program(export, tower, "float32"), threads=1)
+        assert run.batch == 3
+        assert got[tower].shape[0] == len(rows)
+        assert _cosines(got[tower], run(rows)).min() >= MIN_COSINE
 
 
 def _damage(export, tower, precision):
