@@ -72,7 +72,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         greedy caption per image.
 
     Raises:
-        ConfigError: The model is no CoCa, or has no trunk to load or to freeze.
+        ConfigError: The model is no CoCa, or has no trunk to load or to freeze; the best weights are to be kept, and no
+            validation sample says which they are.
         DataError: No sample has the caption field of a phase.
     """
     if not config.enabled:
@@ -80,8 +81,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     content = manifest.read(data)
     torch.manual_seed(config.seed)
     clip, owed = _create(config, content, towers)
-    frozen = freeze_trunk(clip, data, content, dropout=config.dropout) if config.lock else None
     held_out = _held_out(config, data, content)
+    frozen = freeze_trunk(clip, data, content, dropout=config.dropout) if config.lock else None
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
     shown: dict[str, Any] = {}
@@ -190,7 +191,13 @@ def _key(phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, content: Mani
 def _held_out(config: FinetuneCaptioner, data: str, content: Manifest) -> list[Sample]:
     """The first validation samples with captions of the better kind (shards are in the order of a hash)."""
     found = (s for s in read_samples(data, content, "validation") if s.metadata.get(config.finetune_field))
-    return list(islice(found, config.held_out_samples))
+    held_out = list(islice(found, config.held_out_samples))
+    if not held_out and config.finetune.keep_weights == "best":  # said here, the pre-training takes long
+        raise ConfigError(
+            "finetune_captioner.finetune.keep_weights: got 'best', but there is no validation split with "
+            f"'{config.finetune_field}' captions to choose by."
+        )
+    return held_out
 
 
 def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> tuple[dict[str, float], list[Any]]:

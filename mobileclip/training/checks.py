@@ -30,7 +30,9 @@ def check(config: Training, *, total: int, world: World, validated: bool) -> Non
             f"sample for each of {world.size} processes times training.accumulate {config.accumulate}."
         )
     if config.keep_weights == "best" and not validated:
-        raise ConfigError("training.keep_weights: got 'best', but there is no validation split to choose by.")
+        raise ConfigError(
+            "training.keep_weights: got 'best', but there is no validation split with captions to choose by."
+        )
 
 
 def warn(config: Training, model: nn.Module) -> None:

@@ -205,6 +205,34 @@ def test_without_a_validation_split(tmp_path):
     metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data)
     assert not any("validation" in name for name in metrics)
     assert json.loads((out / "samples.json").read_text()) == []
+    best = _training(1).model_copy(update={"keep_weights": "best"})
+    match = r"^finetune_captioner\.finetune\.keep_weights: got 'best', but there is no validation split with 'descr"
+    config = config.model_copy(update={"finetune": best})
+    with pytest.raises(ConfigError, match=match):  # before the pre-training
+        finetune_captioner.run(config, out=str(tmp_path / "no"), tracker=LogTracker(), data=data)
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_best_weights_are_kept(data, tmp_path):
+    """At a constant rate after n steps a run of any length has the same weights: those of the lowest held-out loss."""
+    torch.manual_seed(0)
+    zoo.save(str(tmp_path / "start"), zoo.create("tiny-coca"), license="MIT", card={})
+    optimizer = Optimizer(lr=1e-2, warmup_steps=1, constant_steps=99)
+    training = _training(1).model_copy(update={"log_every": 4, "optimizer": optimizer})
+
+    def run(name, **changes):
+        finetune = training.model_copy(update=changes)
+        config = CONFIG.model_copy(update={"model": f"local-dir:{tmp_path / 'start'}", "finetune": finetune})
+        metrics = finetune_captioner.run(config, out=str(tmp_path / name), tracker=LogTracker(), data=data)
+        return metrics, (tmp_path / name / "open_clip_model.safetensors").read_bytes()
+
+    metrics, best = run("best", steps=28, keep_weights="best")
+    lines = (tmp_path / "best" / "history.jsonl").read_text().splitlines()
+    losses = {p["step"]: p["validation/caption_loss"] for p in map(json.loads, lines)}
+    step = min(losses, key=losses.__getitem__)
+    assert 4 < step < 28
+    assert metrics["finetune/validation/caption_loss"] == losses[step]
+    assert run("short", steps=step)[1] == best
 
 
 def test_wrong_inputs_are_refused(data, tmp_path):

@@ -367,7 +367,7 @@ class TestValidationWhileTraining:
 
     @pytest.mark.parametrize("teacher", [WHOLE, LOCKED], ids=lambda t: t.name)
     def test_no_best_without_a_validation_split(self, teacher, towers, unscored, tmp_path):
-        match = r"^training\.keep_weights: got 'best', but there is no validation split to choose by\.$"
+        match = r"^training\.keep_weights: got 'best', but there is no validation split with captions to choose by\.$"
         with pytest.raises(ConfigError, match=match):
             self._train(teacher, tmp_path / "out", unscored, towers, keep_weights="best")
         assert not (tmp_path / "out").exists()
