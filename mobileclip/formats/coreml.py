@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -115,7 +116,7 @@ def _convert(traced: ExportedProgram, job: Job) -> Any:
     )
     full = job.precision == "float32"
     return coremltools.convert(
-        traced.run_decompositions({}),
+        _without_aliases(traced.run_decompositions({})),
         inputs=[given],
         outputs=[coremltools.TensorType(name=job.names[1], dtype=np.float32)],
         convert_to="mlprogram",
@@ -124,6 +125,15 @@ def _convert(traced: ExportedProgram, job: Job) -> Any:
         compute_units=coremltools.ComputeUnit.ALL,
         skip_model_load=True,
     )
+
+
+def _without_aliases(program: ExportedProgram) -> ExportedProgram:
+    """The program without `alias`, which changes nothing and which coremltools does not know."""
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    return program
 
 
 def make_reproducible(package: Path) -> None:
