@@ -43,9 +43,9 @@ def write(job: Job) -> Written:
     with quiet():
         model = _convert(traced, job)
     if job.precision == "int8_weights":
-        weights = _weights(model, traced)
+        weights = weights_of(model, traced)
         choice = mixed(
-            job, list(weights), lambda keep: _save(_quantized(model, [weights[layer] for layer in keep]), job)
+            job, list(weights), lambda keep: _save(quantized(model, [weights[layer] for layer in keep]), job)
         )  # fmt: skip
     else:
         _save(model, job)
@@ -61,8 +61,8 @@ def _save(model: Any, job: Job) -> None:
     make_reproducible(job.path)
 
 
-def _quantized(model: Any, keep: Sequence[str]) -> Any:
-    """A model with its weights in int8, but for those of these names."""
+def quantized(model: Any, keep: Sequence[str]) -> Any:
+    """A model with its weights in int8, but for those of these names (of `weights_of`)."""
     with quiet():
         from coremltools.optimize import coreml as optimize
 
@@ -71,8 +71,13 @@ def _quantized(model: Any, keep: Sequence[str]) -> Any:
         return optimize.linear_quantize_weights(model, config)
 
 
-def _weights(model: Any, traced: ExportedProgram) -> dict[str, str]:
-    """What int8 is asked of: the weights' names in the model by layer (`blocks.0.query/linear`)."""
+def weights_of(model: Any, traced: ExportedProgram) -> dict[str, str]:
+    """What int8 is asked of: the weights' names in the model by layer (`blocks.0.query/linear`).
+
+    Args:
+        model: In floating point.
+        traced: The program that it was converted from; executorch's for its delegate has operations of its own.
+    """
     with quiet():
         from coremltools.optimize import coreml as optimize
 
@@ -94,7 +99,7 @@ def _module(weight: str, traced: ExportedProgram) -> str:
     # A scale was folded into the layer before it, and the weight bears the scale's name.
     nodes = {node.name: node for node in traced.graph.nodes}
     node = nodes.get(stem.removesuffix("_weight_0"))
-    while isinstance(node, Node) and node.target not in _PRODUCTS:
+    while isinstance(node, Node) and not getattr(node.target, "__name__", "").endswith(_PRODUCTS):
         node = node.args[0] if node.args else None
     stack = list(node.meta.get("nn_module_stack", {}).values()) if isinstance(node, Node) else []
     return str(stack[-1][0]) if stack else weight
@@ -111,7 +116,7 @@ def _convert(traced: ExportedProgram, job: Job) -> Any:
     )
     full = job.precision == "float32"
     return coremltools.convert(
-        traced.run_decompositions({}),
+        _without_aliases(traced.run_decompositions({})),
         inputs=[given],
         outputs=[coremltools.TensorType(name=job.names[1], dtype=np.float32)],
         convert_to="mlprogram",
@@ -120,6 +125,15 @@ def _convert(traced: ExportedProgram, job: Job) -> Any:
         compute_units=coremltools.ComputeUnit.ALL,
         skip_model_load=True,
     )
+
+
+def _without_aliases(program: ExportedProgram) -> ExportedProgram:
+    """The program without `alias`, which changes nothing and which coremltools does not know."""
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.alias.default):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    return program
 
 
 def make_reproducible(package: Path) -> None:
@@ -156,4 +170,4 @@ def quiet() -> Iterator[None]:
 
 
 _DATE = "com.github.apple.coremltools.conversion_date"
-_PRODUCTS = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default}
+_PRODUCTS = ("conv2d.default", "linear.default")

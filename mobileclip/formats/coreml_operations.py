@@ -116,6 +116,14 @@ def _gather(given: dict[str, Any]) -> Tensor:
     return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])  # type: ignore[no-any-return]
 
 
+def _cumsum(given: dict[str, Any]) -> Tensor:
+    x, axis = _wide(given["x"]), int(given.get("axis", 0))
+    is_reversed = bool(given.get("reverse", False))
+    total = (x.flip(axis) if is_reversed else x).cumsum(axis)
+    total = total.flip(axis) if is_reversed else total
+    return (total - x if bool(given.get("exclusive", False)) else total).to(given["types"][0])
+
+
 def _squeeze(given: dict[str, Any]) -> Tensor:
     return given["x"].squeeze(tuple(_list(given["axes"]))) if "axes" in given else given["x"].squeeze()  # type: ignore[no-any-return]
 
@@ -172,6 +180,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduce_max": _reduced(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "reduce_l2_norm": _reduced(lambda x, axes, keep: x.square().sum(axes, keepdim=keep).sqrt()),
     "reduce_sum_square": _reduced(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)),
+    "cumsum": _cumsum,
     "reshape": lambda g: g["x"].reshape(_list(g["shape"])),
     "transpose": lambda g: g["x"].permute(_list(g["perm"])),
     "concat": lambda g: torch.cat(g["values"], dim=int(g["axis"])),

@@ -7,6 +7,7 @@ of the program.
 import json
 import tempfile
 import uuid
+from collections.abc import Callable, Sequence
 from operator import getitem
 from pathlib import Path
 
@@ -14,17 +15,17 @@ import executorch.version
 from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import EdgeProgramManager, to_edge_transform_and_lower
 from executorch.exir.delegate import executorch_call_delegate
-from executorch.exir.lowered_backend_module import LoweredBackendModule, get_lowered_backend_modules
+from executorch.exir.lowered_backend_module import get_lowered_backend_modules
+from torch.export import ExportedProgram
 
 from mobileclip.errors import ExportError
 from mobileclip.formats import coreml, executorch_payload
 from mobileclip.formats.digests import digest
 from mobileclip.formats.executorch_payload import METADATA, PACKAGE
-from mobileclip.formats.job import Job, Written
-from mobileclip.formats.tables import with_int8_table
+from mobileclip.formats.job import Job, Written, mixed
+from mobileclip.formats.sensitivity import Choice
 
 _TARGET = "iOS17"
-_QUANTIZER = {"mode": "linear_symmetric", "weight_threshold": coreml.SMALLEST}
 
 
 def versions() -> dict[str, str]:
@@ -38,14 +39,52 @@ def write(job: Job) -> Written:
     Raises:
         ExportError: Part of the tower cannot be computed by Core ML.
     """
-    compute = "float32" if job.precision == "float32" else "float16"
+    compute, choice = "float32" if job.precision == "float32" else "float16", Choice([], 0.0, {})
     with coreml.quiet():
         edge = _lower(job, compute)
-        figures = _figures(job, edge)
-        for module in get_lowered_backend_modules(edge.exported_program().graph_module):
-            _make_reproducible(module)
-        job.path.write_bytes(edge.to_executorch().buffer)
-    return Written({"backend": "coreml", "batch": job.batch, "target": _TARGET, "compute": compute}, figures)
+    figures = _figures(job, edge)
+    (module,) = get_lowered_backend_modules(edge.exported_program().graph_module)
+    files = executorch_payload.unpack(module.processed_bytes)
+
+    def save(package: Path) -> None:
+        # There is no other way to change what the delegate gets.
+        module._processed_bytes = _payload(package, files[METADATA])  # noqa: SLF001
+        with coreml.quiet():
+            job.path.write_bytes(edge.to_executorch().buffer)
+
+    with tempfile.TemporaryDirectory(prefix="mobileclip-coreml-") as name:
+        package = executorch_payload.write(files, Path(name))
+        if job.precision == "int8_weights":
+            choice = _quantized(job, module.original_module, package, save)
+        else:
+            save(package)
+    settings = {"backend": "coreml", "batch": job.batch, "target": _TARGET, "compute": compute}
+    return Written(settings, figures | choice.figures, choice.keep, choice.alone)
+
+
+def _quantized(job: Job, lowered: ExportedProgram, package: Path, save: Callable[[Path], None]) -> Choice:
+    """Weights in int8 as in packages of their own: the backend's quantizer leaves the token table out, and no choice.
+
+    Args:
+        job: The program.
+        lowered: What the package was converted from.
+        package: The tower in floating point.
+        save: Writes the program of a package.
+    """
+    with coreml.quiet():
+        import coremltools
+
+        model = coremltools.models.MLModel(str(package), skip_model_load=True)
+        weights = coreml.weights_of(model, lowered)
+
+    def write(keep: Sequence[str]) -> None:
+        with tempfile.TemporaryDirectory(dir=package.parent) as name:
+            target = Path(name) / package.name
+            with coreml.quiet():
+                coreml.quantized(model, [weights[layer] for layer in keep]).save(str(target))
+            save(target)
+
+    return mixed(job, list(weights), write)
 
 
 def _lower(job: Job, compute: str) -> EdgeProgramManager:
@@ -56,11 +95,8 @@ def _lower(job: Job, compute: str) -> EdgeProgramManager:
     terms = CoreMLBackend.generate_compile_specs(
         minimum_deployment_target=getattr(coremltools.target, _TARGET),
         compute_precision=coremltools.precision(compute),
-        op_linear_quantizer_config=_QUANTIZER if job.precision == "int8_weights" else None,
     )
-    # The backend's own quantizer leaves the token table out.
-    module = with_int8_table(job.module) if job.precision == "int8_weights" else job.module
-    return to_edge_transform_and_lower(job.traced(module), partitioner=[CoreMLPartitioner(compile_specs=terms)])
+    return to_edge_transform_and_lower(job.traced(job.module), partitioner=[CoreMLPartitioner(compile_specs=terms)])
 
 
 def _figures(job: Job, edge: EdgeProgramManager) -> dict[str, float]:
@@ -78,21 +114,17 @@ def _figures(job: Job, edge: EdgeProgramManager) -> dict[str, float]:
     return {"delegated": taken / (taken + len(left)), "subgraphs": float(info.num_delegated_subgraphs)}
 
 
-def _make_reproducible(module: LoweredBackendModule) -> None:
-    """A payload without date, random identifiers and debugging files.
+def _payload(package: Path, metadata: bytes) -> bytes:
+    """What the delegate gets of a package, without date, random identifiers and debugging files.
 
     On the phone the identifier is the key under which the delegate keeps the compiled model: it has to be another one
     for any other package, so it comes from the package's digest.
     """
-    files = executorch_payload.unpack(module.processed_bytes)
-    with tempfile.TemporaryDirectory(prefix="mobileclip-coreml-") as name:
-        package = executorch_payload.write(files, Path(name))
-        coreml.make_reproducible(package)
-        metadata = json.loads(files[METADATA])
-        metadata["identifier"] = f"executorch_{uuid.uuid5(uuid.NAMESPACE_OID, digest(package)['sha256'])}"
-        kept = {f"{PACKAGE}/{file.relative_to(package).as_posix()}": file.read_bytes() for file in _files(package)}
-    kept[METADATA] = json.dumps(metadata, sort_keys=True).encode()
-    module._processed_bytes = executorch_payload.pack(kept)  # noqa: SLF001 - there is no other way to change it
+    coreml.make_reproducible(package)
+    described = json.loads(metadata)
+    described["identifier"] = f"executorch_{uuid.uuid5(uuid.NAMESPACE_OID, digest(package)['sha256'])}"
+    kept = {f"{PACKAGE}/{file.relative_to(package).as_posix()}": file.read_bytes() for file in _files(package)}
+    return executorch_payload.pack({**kept, METADATA: json.dumps(described, sort_keys=True).encode()})
 
 
 def _files(folder: Path) -> list[Path]:

@@ -94,10 +94,13 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
 
 def _programs(contract: Mapping[str, Any]) -> str:
     rows = [
-        (f"`{p['path']}`", f"{p['bytes'] / 2**20:.2f}", f"{p['figures']['error']:.2e}", f"{p['budget']:.2e}")
+        (
+            f"`{p['path']}`", f"{p['bytes'] / 2**20:.2f}", f"{p['figures']['error']:.2e}", f"{p['budget']:.2e}",
+            "executed" if p["executed"] else "emulated",
+        )
         for p in contract.get("programs", [])
-    ]
-    return "## Programs\n\n" + _table(("File", "MiB", "Error", "Budget"), rows) if rows else ""
+    ]  # fmt: skip
+    return "## Programs\n\n" + _table(("File", "MiB", "Error", "Budget", "Proof"), rows) if rows else ""
 
 
 def _gates(verdicts: Sequence[Mapping[str, Any]]) -> str:

@@ -203,7 +203,7 @@ def _programs(release: Release) -> Markup:
             "Size": size_text(program["bytes"]),
             "Error": f"{error:.2g}",
             "Budget": f"{program['budget']:.2g}",
-            "Proved": _mark(error <= program["budget"]),
+            "Proved": join(_mark(error <= program["budget"]), "" if program["executed"] else " (emulated)"),
         }
         for name in ("threads_1", "threads_2"):
             time = release.timings.get(tower, {}).get(name, {}).get(program["path"])
@@ -222,6 +222,7 @@ def _programs(release: Release) -> Markup:
                 cells = {**empty, "One thread": _times(row), "Two threads": _times(second), "Memory": "–"}
                 rows.append(_row(f"{tower} tower, eager", cells))
     note = "Error: largest distance of a program's embeddings from the student's, relative to the centered embeddings. "
+    note += "Emulated: its own runtime exists on other systems alone and has not run it. "
     note += "Latency: median and 95th percentile in ms of warm turns with one picture or text. "
     note += "Memory: how far loading a program and one call raise a process."
     heads = ["Program", "Format", "Size", "Error", "Budget", "Proved", "One thread", "Two threads", "Memory"]

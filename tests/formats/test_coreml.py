@@ -174,6 +174,13 @@ def test_operations_against_torch():
         end_mask=[False, False, True, False], squeeze_mask=[False, False, False, True],
     )  # fmt: skip
     torch.testing.assert_close(got, x[:, 1:5:2, :, 3])
+    row = torch.tensor([[1, 2, 3, 4]], dtype=torch.int32)
+    for options, wanted in (
+        ({"axis": 1}, [1, 3, 6, 10]), ({"axis": 1, "exclusive": True}, [0, 1, 3, 6]),
+        ({"axis": 1, "reverse": True}, [10, 9, 7, 4]), ({"axis": 1, "exclusive": True, "reverse": True}, [9, 7, 4, 0]),
+        ({}, [1, 2, 3, 4]),
+    ):  # fmt: skip
+        assert _run("cumsum", torch.int32, x=row, **options).equal(torch.tensor([wanted], dtype=torch.int32))
     quantized, scale = torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), torch.tensor([0.5, 2.0])
     got = _run("constexpr_affine_dequantize", torch.float32, quantized_data=quantized, scale=scale,
                zero_point=torch.tensor([1, 0], dtype=torch.int8), axis=0)  # fmt: skip

@@ -23,7 +23,7 @@ from mobileclip.formats.executorch_payload import METADATA, PACKAGE
 from mobileclip.formats.job import Job, trace
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
-from tests.formats import fixed_batch
+from tests.formats import fixed_batch, mixed
 from tests.formats.conftest import ports
 
 pytestmark = pytest.mark.slow
@@ -89,6 +89,23 @@ def test_sizes_follow_the_precision(written):
         full, half, eighth = (written[f"{tower}.{precision}.coreml.pte"].bytes for precision in LEAST)
         assert half < 0.55 * full
         assert eighth < 0.6 * half  # the token table, too
+
+
+def test_layers_kept_in_float16_meet_a_budget_that_all_in_int8_miss(
+    written, towers, reference, calibration, folder, tmp_path
+):  # fmt: skip
+    budget = 0.04
+    made, layers = mixed.build(
+        "executorch_coreml", ["int8_weights"], towers, reference, calibration, tmp_path,
+        max_kept=0.9, max_error_int8=budget,
+    )  # fmt: skip
+    for path, program in made.items():
+        assert written[path].kept_in_float == []
+        assert written[path].figures["error"] > budget
+        base = folder / f"{program.tower}.float16.coreml.pte"
+        mixed.check(program, layers[path], tmp_path, towers, base, dtype=np.float16)
+        assert all(layer.startswith(("encoder.", "blocks.", "projection/", "token_")) for layer in layers[path])
+    assert "token_embedding/gather" in layers["text.int8_weights.coreml.pte"]
 
 
 def test_same_bytes_again_on_another_day(written, towers, reference, folder, tmp_path, monkeypatch):

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from transformers import BertConfig, MT5Config, RobertaConfig
 
+from mobileclip.config import Export
 from mobileclip.errors import ConfigError
+from mobileclip.formats import registry
+from mobileclip.formats.interface import TensorSpec
+from mobileclip.formats.job import Job
 from mobileclip.formats.onnx import half
-from mobileclip.formats.towers import is_plain, split
+from mobileclip.formats.runtime import load_program
+from mobileclip.formats.towers import WrappedText, is_plain, split
 from mobileclip.models import zoo
 from tests.models.perturbed import patterned_images, perturbed_clip
 
@@ -68,6 +74,55 @@ def test_other_text_towers_are_wrapped():
     assert not is_plain(clip)
     assert not towers.plain_text
     torch.testing.assert_close(towers.text(clip.tokenizer(TEXTS).int()), clip.encode_text(TEXTS))
+
+
+_NARROW = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "hidden_size": 32}
+HUGGING_FACE = {
+    "locked-lite": BertConfig(vocab_size=128, max_position_embeddings=40, **_NARROW),
+    "roberta-ViT-B-32": RobertaConfig(vocab_size=128, max_position_embeddings=40, **_NARROW),
+    "mt5-base-ViT-B-32": MT5Config(vocab_size=128, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2),
+}
+LENGTH = 8
+
+
+@pytest.fixture(params=HUGGING_FACE)
+def hugging_face(request, tmp_path):
+    """The text tower of a Hugging Face model, and token ids of texts of all lengths."""
+    family = HUGGING_FACE[request.param]
+    family.save_pretrained(tmp_path)
+    config = zoo.architecture(f"timm:test_vit@64+{request.param}")
+    config["text_cfg"].update({"context_length": LENGTH, "vocab_size": 128})
+    torch.manual_seed(0)
+    model = zoo.build(config, tmp_path).eval().requires_grad_(requires_grad=False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=0.2)
+    tokens = torch.randint(3, 128, (6, LENGTH), dtype=torch.int32)
+    for row, text in enumerate(tokens):
+        text[row + 2 :] = model.text.config.pad_token_id
+    return WrappedText(model), tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("onnx", 0), ("onnx", 4), ("coreml", 1), ("coreml", 4),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("executorch", "executorch_coreml", "litert")),
+    ],
+)  # fmt: skip
+def test_hugging_face_towers_in_every_format(hugging_face, name, rows, tmp_path):
+    tower, tokens = hugging_face
+    wanted = tower(tokens)
+    given, result = (
+        TensorSpec(name=port, dtype=dtype, shape=[rows or "batch", width], minimum=-1, maximum=127)
+        for port, dtype, width in (("text", "int32", LENGTH), ("text_features", "float32", wanted.shape[1]))
+    )
+    path = tmp_path / f"text.float32{registry.FORMATS[name].suffix}"
+    job = Job("text", "float32", tower, tokens[: max(2, rows)], given, result, path, Export(), 1.0, lambda: None)
+    registry.writer(name).write(job)
+    got = torch.from_numpy(load_program(path)(tokens.numpy()))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    assert torch.linalg.norm(wanted - wanted.mean(0)) > 0.1
 
 
 def test_captioner_is_refused():
