@@ -243,7 +243,7 @@ def parse(data: bytes, *, name: str = FILE_NAME) -> Contract:
         raise IntegrityError(f"{name}: not JSON, the contract is damaged.") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise DataError(f"programs: schema_version of '{name}' is {version}, want {SCHEMA_VERSION}.")
+        raise DataError(f"programs: schema_version of '{name}' is {version}, want {SCHEMA_VERSION}: export it again.")
     try:
         return Contract.model_validate(raw)
     except ValidationError as error:

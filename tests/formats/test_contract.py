@@ -135,7 +135,7 @@ def test_damaged_contracts(agreed, saved, tmp_path):
     with pytest.raises(IntegrityError, match="not JSON"):
         contract.read(saved)
     path.write_text(json.dumps({**json.loads(agreed.to_bytes()), "schema_version": 99}))
-    with pytest.raises(DataError, match=r"schema_version .* is 99, want 2"):
+    with pytest.raises(DataError, match=r"schema_version .* is 99, want 2: export it again\."):
         contract.read(saved)
     path.write_text(json.dumps({**json.loads(agreed.to_bytes()), "embed_dim": "wide"}))
     with pytest.raises(IntegrityError, match="embed_dim"):
