@@ -150,7 +150,8 @@ def session(name: str, script: Path, exchange: Path) -> Iterator[Callable[[dict[
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(BrokenPipeError):  # it has ended: there is no line to read either
-                print(json.dumps(request), file=requests, flush=True)
+                requests.write(json.dumps(request) + "\n")
+                requests.flush()
             line = replies.readline()
             if not line:
                 worker.wait()

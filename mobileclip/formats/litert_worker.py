@@ -190,7 +190,8 @@ def work(folder: Path) -> None:
             reply = {"layers": converted.layers}
         else:
             converted.quantize(request["keep"])
-        print(json.dumps(reply), file=replies, flush=True)
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
 
 
 if __name__ == "__main__":

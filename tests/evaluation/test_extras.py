@@ -83,9 +83,13 @@ def test_compositions_want_the_caption_nearer_than_every_wrong_one(inputs, finis
     pictures = embed(student, samples)
     right = student.encode_text([sample.captions[0] for sample in samples]).numpy()
     wrong = student.encode_text([sample.metadata["group"] for sample in samples]).numpy()
-    won = ((pictures * right).sum(axis=1) > (pictures * wrong).sum(axis=1)).mean()
+    margins = (pictures * right).sum(axis=1) - (pictures * wrong).sum(axis=1)
     row = finished[0]["composition/group/accuracy"]
-    assert row["student"]["value"] == pytest.approx(won, abs=0.021)  # one picture may lie on the edge of rounding
+    # This student tells little apart, so some pictures lie on the edge of rounding; all others must count as here.
+    edge = 1e-5
+    surely, perhaps = (margins > edge).mean(), (margins > -edge).mean()
+    assert surely - 1e-6 <= row["student"]["value"] <= perhaps + 1e-6
+    assert perhaps - surely < 0.15
     assert row["chance"] == 0.5
     assert row["student"]["low"] <= row["student"]["value"] <= row["student"]["high"]
 
