@@ -5,14 +5,13 @@ import io
 import json
 import multiprocessing
 import os
-import random
 import resource
 import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tarfile
-import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -219,34 +218,54 @@ def _forked(source, out, said=Path("/dev/null"), prepared=None):
     return process
 
 
+_MOMENTS = {"open", "os.rename", "os.link", "os.remove"}
+
+
+def _dying(out, seen, moment):
+    """Lets its process be killed before it opens, renames or removes a file below `out` for the time `moment`."""
+
+    def prepared():
+        process = os.getpid()
+
+        def hook(event, arguments):
+            if event in {"open", "os.rename", "os.link", "os.remove"} and str(arguments[0]).startswith(
+                f"{out}{os.sep}"
+            ):
+                seen.value += 1
+                if seen.value == moment:
+                    os.kill(process, signal.SIGKILL)
+
+        sys.addaudithook(hook)
+
+    return prepared
+
+
 def test_killed_at_any_moment_a_rerun_gives_the_same_bytes(clean, tmp_path):
     source, expected = clean
-    start = time.monotonic()
-    process = _forked(source, tmp_path / "timed")
-    process.join()
-    whole = time.monotonic() - start
-    rng = random.Random(0)
+    out, seen = tmp_path / "out", multiprocessing.Value("i", 0)
+    _forked(source, out, prepared=_dying(out, seen, 0)).join()
+    moments = seen.value
+    assert moments > 20
+    shutil.rmtree(out)
     killed = unfinished = 0
     for trial in range(12):
-        process = _forked(source, tmp_path / "out")
-        if trial % 2:  # while shards are being written
-            deadline = time.monotonic() + 60
-            while not list((tmp_path / "out").glob("train-0000[2-9].tar")) and time.monotonic() < deadline:
-                time.sleep(0.001)
-        else:
-            time.sleep(rng.uniform(0.05, 0.95) * whole)
-        os.kill(process.pid, signal.SIGKILL)
+        seen.value = 0
+        process = _forked(source, out, prepared=_dying(out, seen, 1 + trial * moments // 12))
         process.join()
         killed += process.exitcode == -signal.SIGKILL
-        unfinished += not (tmp_path / "out" / "manifest.json").exists()
-        if trial % 4 == 3:
-            shutil.rmtree(tmp_path / "out")
-    assert killed >= 6
-    assert unfinished >= 3
-    process = _forked(source, tmp_path / "out")
+        unfinished += not (out / "manifest.json").exists()
+        if trial % 3 == 2:  # the others go on from what a killed one left
+            shutil.rmtree(out)
+    assert killed >= 9
+    assert unfinished >= 9
+    seen.value = 0
+    process = _forked(source, out, prepared=_dying(out, seen, moments // 2))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    process = _forked(source, out)
     process.join()
     assert process.exitcode == 0
-    assert _files(tmp_path / "out") == expected
+    assert _files(out) == expected
 
 
 def test_a_file_limit_stops_with_a_sentence_and_a_rerun_is_exact(clean, tmp_path):
