@@ -14,8 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mobileclip.config import Training
-from mobileclip.data.loader import PairDataset, Recipe
-from mobileclip.errors import EmptyError
+from mobileclip.data.loader import PairDataset
 from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip, image_tensor
 from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
@@ -24,6 +23,7 @@ from mobileclip.training.locked import drop
 from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import clip_loss
 from mobileclip.training.objective import Features, Losses
+from mobileclip.training.validation import held_out_pairs
 from mobileclip.training.world import World, join
 
 
@@ -165,14 +165,10 @@ def caption_validation(
     Returns:
         `caption_loss`: cross-entropy per token in nats over at most `limit` pairs, whole pictures.
     """
-    recipe = Recipe(clip.preprocess, clip.tokenizer, caption_field, views="whole", selection=False)
-    try:
-        dataset = PairDataset(folder, manifest, recipe, splits=("validation",))
-    except EmptyError:
+    pairs = held_out_pairs(clip, folder, manifest, caption_field=caption_field, limit=limit)
+    if pairs is None:
         return None
-    items = [dataset[0, index] for index in range(min(limit, len(dataset)))]
-    pixels = torch.split(torch.stack([item["image"] for item in items]), batch_size)
-    texts = torch.split(torch.stack([item["text"] for item in items]), batch_size)
+    pixels, texts = (torch.split(whole, batch_size) for whole in pairs)
 
     @torch.no_grad()
     def score() -> dict[str, float]:

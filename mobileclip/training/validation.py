@@ -85,15 +85,25 @@ def _held_out(
     clip: Clip, folder: str, manifest: Manifest, caption_field: str, limit: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Pixels of pairs of the validation split, the tokens of their different captions, and each picture's caption."""
+    pairs = held_out_pairs(clip, folder, manifest, caption_field=caption_field, limit=limit)
+    if pairs is None:
+        return None
+    # Equal captions have equal tokens, and one of each is a candidate.
+    tokens, own = torch.unique(pairs[1], dim=0, return_inverse=True)
+    return pairs[0], tokens, own
+
+
+def held_out_pairs(
+    clip: Clip, folder: str, manifest: Manifest, *, caption_field: str, limit: int
+) -> tuple[Tensor, Tensor] | None:
+    """Pixels of whole pictures of the validation split and the tokens of a caption each; `None` without any."""
     recipe = Recipe(clip.preprocess, clip.tokenizer, caption_field, views="whole", selection=False)
     try:
         dataset = PairDataset(folder, manifest, recipe, splits=("validation",))
     except EmptyError:
         return None
     items = [dataset[0, index] for index in range(min(limit, len(dataset)))]
-    # Equal captions have equal tokens, and one of each is a candidate.
-    tokens, own = torch.unique(torch.stack([item["text"] for item in items]), dim=0, return_inverse=True)
-    return torch.stack([item["image"] for item in items]), tokens, own
+    return torch.stack([item["image"] for item in items]), torch.stack([item["text"] for item in items])
 
 
 def _recall(image: Tensor, text: Tensor, own: Tensor) -> dict[str, float]:

@@ -131,20 +131,25 @@ def test_how_much_longer_plain_training_takes(scores, wanted, found):
     assert results.needed(scores, wanted) == pytest.approx(found)
 
 
+def _section_of_lengths(rows, ends, folder):
+    """The page's section on longer trainings, with these last scores by variant and seed."""
+    for row in rows:
+        row["curve"][-1]["seen/r10"] = ends[row["variant"]][row["seed"]]
+    path = folder / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results.write(
+        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=Params(), teachers=[], out=folder, ablations=[]
+    )
+    return (folder / "results.md").read_text().split("### Plain CLIP for longer")[1]
+
+
 def test_longer_plain_trainings_have_a_section(study, tmp_path):
     """The interval over two seeds spans what either of them alone needs."""
     rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
     ends = {"plain CLIP": (0.30, 0.30), results.longer(2): (0.40, 0.50), results.longer(3): (0.45, 0.5)}
     ends[results.REINFORCED] = (0.35, 0.55)
     rows = [row for row in rows if row["variant"] in ends]
-    for row in rows:
-        row["curve"][-1]["seen/r10"] = ends[row["variant"]][row["seed"]]
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results.write(
-        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[]
-    )
-    section = (tmp_path / "results.md").read_text().split("### Plain CLIP for longer")[1]
+    section = _section_of_lengths(rows, ends, tmp_path)
     line = next(line for line in section.splitlines() if line.startswith("| **needed**"))
     assert line.split("|")[4].strip() == "2.0× [1.5×, over 3×]"
 
@@ -155,14 +160,7 @@ def test_lengths_of_more_seeds_have_a_table_of_their_own(study, tmp_path):
     ends = {"plain CLIP": (0.30, 0.30), results.longer(2): (0.40, 0.40), results.longer(3): (0.50,)}
     ends[results.REINFORCED] = (0.45, 0.33)
     rows = [row for row in rows if row["seed"] < len(ends.get(row["variant"], ()))]
-    for row in rows:
-        row["curve"][-1]["seen/r10"] = ends[row["variant"]][row["seed"]]
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results.write(
-        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[]
-    )
-    section = (tmp_path / "results.md").read_text().split("### Plain CLIP for longer")[1]
+    section = _section_of_lengths(rows, ends, tmp_path)
     lines = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("|")]
     found = [(row[1], row[2], row[4]) for row in lines if row[1].startswith(("plain", "**needed**"))]
     assert [row[:2] for row in found] == [
