@@ -1,6 +1,7 @@
 """What a model costs: parameters, multiply-accumulates, and the memory that one picture or text takes."""
 
 import ctypes
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mobileclip.models.zoo import Clip
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_TURNS = 3
 
 
 def describe(clip: Clip) -> dict[str, dict[str, int]]:
@@ -64,16 +66,23 @@ def _macs(turn: Callable[[], object]) -> int:
 
 
 def _growth(turn: Callable[[], object]) -> float | None:
-    """Bytes by which the peak of resident memory lies above the present one during a turn."""
+    """Bytes by which the peak of resident memory lies above the present one during a turn.
+
+    The middle one of a few turns: other threads take and free memory meanwhile.
+    """
     try:
-        # What earlier work freed and the allocator kept would take this turn in without a trace.
-        ctypes.CDLL(None).malloc_trim(0)
-        _RESET.write_text("5")  # the kernel forgets the peak so far
-        before = _resident("VmRSS")
-        turn()
-        return max(0.0, _resident("VmHWM") - before)
+        return statistics.median(_one_growth(turn) for _ in range(_TURNS))
     except (OSError, AttributeError):  # another system, or another C library
         return None
+
+
+def _one_growth(turn: Callable[[], object]) -> float:
+    # What earlier work freed and the allocator kept would take this turn in without a trace.
+    ctypes.CDLL(None).malloc_trim(0)
+    _RESET.write_text("5")  # the kernel forgets the peak so far
+    before = _resident("VmRSS")
+    turn()
+    return max(0.0, _resident("VmHWM") - before)
 
 
 def _resident(key: str) -> float:
