@@ -27,7 +27,9 @@ def test_ahead_works_while_the_caller_does_and_not_further_than_it_may():
     started: list[int] = []
     results = ahead(lambda index: started.append(index) or threading.get_ident(), range(100), workers=2)
     assert next(results) != threading.get_ident()
-    time.sleep(0.05)
+    until = time.monotonic() + 60
+    while len(started) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
     assert 1 < len(started) <= 5
     results.close()
     time.sleep(0.05)

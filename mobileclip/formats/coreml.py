@@ -3,13 +3,10 @@
 coremltools takes a `torch.export` program after its decompositions, and nothing else of torch 2.14.
 """
 
-import contextlib
-import io
 import json
 import shutil
 import uuid
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from mobileclip.formats.job import Job, Written, mixed
-from mobileclip.formats.quiet import no_logging
+from mobileclip.formats.quiet import no_notes
 from mobileclip.formats.sensitivity import Choice
 
 SMALLEST = 2048  # weights; smaller tensors stay as they are when weights are quantized
@@ -28,7 +25,7 @@ _TARGET = "iOS17"
 
 def versions() -> dict[str, str]:
     """Versions of all that decides the bytes of a program."""
-    with quiet():
+    with no_notes():
         import coremltools
     return {"coremltools": coremltools.__version__}
 
@@ -40,7 +37,7 @@ def write(job: Job) -> Written:
     one by one, so a program of several rows takes an array in 0-1.
     """
     traced, choice = job.traced(job.module), Choice([], 0.0, {})
-    with quiet():
+    with no_notes():
         model = _convert(traced, job)
     if job.precision == "int8_weights":
         weights = weights_of(model, traced)
@@ -55,7 +52,7 @@ def write(job: Job) -> Written:
 
 
 def _save(model: Any, job: Job) -> None:
-    with quiet():
+    with no_notes():
         model.short_description = f"{job.names[1]} of a MobileCLIP student"
         model.save(str(job.path))
     make_reproducible(job.path)
@@ -63,7 +60,7 @@ def _save(model: Any, job: Job) -> None:
 
 def quantized(model: Any, keep: Sequence[str]) -> Any:
     """A model with its weights in int8, but for those of these names (of `weights_of`)."""
-    with quiet():
+    with no_notes():
         from coremltools.optimize import coreml as optimize
 
         terms = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST)
@@ -78,7 +75,7 @@ def weights_of(model: Any, traced: ExportedProgram) -> dict[str, str]:
         model: In floating point.
         traced: The program that it was converted from; executorch's for its delegate has operations of its own.
     """
-    with quiet():
+    with no_notes():
         from coremltools.optimize import coreml as optimize
 
         # This takes a weight of just that size, the quantizer does not.
@@ -159,14 +156,6 @@ def _with_fixed_ids(text: str) -> str:
     raw["itemInfoEntries"] = {fixed[old]: entry for old, entry in sorted(entries.items(), key=lambda e: fixed[e[0]])}
     raw["rootModelIdentifier"] = fixed[raw["rootModelIdentifier"]]
     return json.dumps(raw, indent=4, sort_keys=True) + "\n"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without coremltools' notes on versions and its progress bars."""
-    with no_logging(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 _DATE = "com.github.apple.coremltools.conversion_date"

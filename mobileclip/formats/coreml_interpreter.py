@@ -5,9 +5,7 @@ type its result has in the program, so it checks graph, weights and interface, n
 The operations themselves are in `coreml_operations`.
 """
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from mobileclip.errors import DataError
 from mobileclip.formats.coreml_operations import OPERATIONS, Tensor
 from mobileclip.formats.interface import Port
-from mobileclip.formats.quiet import no_logging
+from mobileclip.formats.quiet import no_notes
 from mobileclip.formats.runtime import Encoder, Floats
 
 
@@ -119,7 +117,7 @@ def read(path: Path, *, name: str = "") -> tuple[Any, Any]:
     Raises:
         DataError: It is no package.
     """
-    with _quiet():
+    with no_notes():
         from coremltools import utils
         from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -178,13 +176,6 @@ def _port(path: Path, feature: Any) -> Port:
     return Port(
         feature.name, array.ArrayDataType.Name(array.dataType).lower(), tuple(int(size) for size in array.shape)
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with no_logging(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 _TYPES = {

@@ -23,6 +23,7 @@ from mobileclip.formats import coreml, executorch_payload
 from mobileclip.formats.digests import digest
 from mobileclip.formats.executorch_payload import METADATA, PACKAGE
 from mobileclip.formats.job import Job, Written, mixed
+from mobileclip.formats.quiet import no_notes
 from mobileclip.formats.sensitivity import Choice
 
 _TARGET = "iOS17"
@@ -40,7 +41,7 @@ def write(job: Job) -> Written:
         ExportError: Part of the tower cannot be computed by Core ML.
     """
     compute, choice = "float32" if job.precision == "float32" else "float16", Choice([], 0.0, {})
-    with coreml.quiet():
+    with no_notes():
         edge = _lower(job, compute)
     figures = _figures(job, edge)
     (module,) = get_lowered_backend_modules(edge.exported_program().graph_module)
@@ -50,7 +51,7 @@ def write(job: Job) -> Written:
     def save(package: Path) -> None:
         # There is no other way to change what the delegate gets.
         module._processed_bytes = _payload(package, files[METADATA])  # noqa: SLF001
-        with coreml.quiet():
+        with no_notes():
             job.path.write_bytes(edge.to_executorch().buffer)
 
     with tempfile.TemporaryDirectory(prefix="mobileclip-coreml-") as name:
@@ -72,7 +73,7 @@ def _quantized(job: Job, lowered: ExportedProgram, package: Path, save: Callable
         package: The tower in floating point.
         save: Writes the program of a package.
     """
-    with coreml.quiet():
+    with no_notes():
         import coremltools
 
         model = coremltools.models.MLModel(str(package), skip_model_load=True)
@@ -81,7 +82,7 @@ def _quantized(job: Job, lowered: ExportedProgram, package: Path, save: Callable
     def write(keep: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(dir=package.parent) as name:
             target = Path(name) / package.name
-            with coreml.quiet():
+            with no_notes():
                 coreml.quantized(model, [weights[layer] for layer in keep]).save(str(target))
             save(target)
 

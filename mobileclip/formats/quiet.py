@@ -1,7 +1,9 @@
 """Exporters that talk too much."""
 
 import contextlib
+import io
 import logging
+import warnings
 from collections.abc import Iterator
 
 
@@ -14,3 +16,11 @@ def no_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def no_notes() -> Iterator[None]:
+    """Without log lines, warnings on versions and progress bars, of which coremltools has all three."""
+    with no_logging(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
