@@ -45,7 +45,7 @@ def merged(*parts: Iterable[Attribution]) -> list[Attribution]:
 
 def license_of(found: Iterable[Attribution]) -> str:
     """What is made from all of them inherits every license."""
-    return " AND ".join(sorted({word for one in found for word in one.license.split(" AND ")})) or "unknown"
+    return licenses.together(one.license for one in found) or "unknown"
 
 
 def to_card(found: Iterable[Attribution]) -> dict[str, Any]:

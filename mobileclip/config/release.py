@@ -170,7 +170,7 @@ class Gate(Section):
     commercial_use: bool = False
     """Refuse a lineage with research-only, non-commercial or unknown licenses."""
     allowed_licenses: list[str] = []
-    """Licenses the lineage may contain; empty = any."""
+    """Licenses the lineage may contain: of `A AND B` both must be listed, of `A OR B` one; empty = any."""
 
 
 class Promote(Section):

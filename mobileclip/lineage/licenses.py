@@ -5,9 +5,10 @@ taken for permission.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 
 class Terms(IntEnum):
@@ -102,8 +103,27 @@ _TEXTS = {
 
 def names(license: str) -> list[str]:
     """The licenses of an expression, in its order: `MIT AND (CC0-1.0 OR X)` names three."""
-    parts = [_balanced(part.strip()) for part in re.split(r" AND | OR ", license)]
-    return list(dict.fromkeys(part for part in parts if part)) or ["unknown"]
+
+    def all_of(found: Iterable[list[str]]) -> list[str]:
+        return [name for part in found for name in part]
+
+    found: list[str] = _fold(license, leaf=lambda name: [name], either=all_of, both=all_of)
+    return [name for name in dict.fromkeys(found) if name] or ["unknown"]
+
+
+def factors(license: str) -> list[str]:
+    """What an expression wants all at once: `MIT AND (CC0-1.0 OR X)` has two factors, `MIT OR X` is one."""
+    license = _bare(license)
+    parts = [license] if len(_operands(license, " OR ")) > 1 else _operands(license, " AND ")
+    found = [license] if len(parts) == 1 else [factor for part in parts for factor in factors(part)]
+    return [factor for factor in dict.fromkeys(found) if factor]
+
+
+def together(expressions: Iterable[str]) -> str:
+    """The expression of what inherits every one of them: their factors in order, each once; empty of none."""
+    found = sorted({factor for one in expressions for factor in factors(one)})
+    choices = len(found) > 1  # AND binds closer than OR
+    return " AND ".join(f"({one})" if choices and len(_operands(one, " OR ")) > 1 else one for one in found)
 
 
 def text(name: str) -> Text | None:
@@ -116,11 +136,34 @@ def text(name: str) -> Text | None:
 
 def classify(license: str) -> Terms:
     """Terms of an SPDX identifier, an SPDX expression (`AND`: the strictest, `OR`: the freest) or a known name."""
-    text = license.strip().strip("()").lower()
-    for word, choose in ((" and ", max), (" or ", min)):
-        if word in text:
-            return choose(classify(part) for part in text.split(word))
-    name = text.split(" with ")[0].replace(" ", "-")
+
+    def one(name: str) -> Terms:
+        # In small letters the operators are somebody's prose, of which the strictest reading holds.
+        return max(map(_terms, re.split(r" (?:and|or) ", name.strip("()").lower())))
+
+    terms: Terms = _fold(license, leaf=one, either=min, both=max)
+    return terms
+
+
+def is_allowed(license: str, allowed: Collection[str]) -> bool:
+    """Whether a list of licenses covers an expression: all operands of `AND`, one of `OR`; or lists it as it is."""
+    return license in allowed or bool(_fold(license, leaf=lambda name: name in allowed, either=any, both=all))
+
+
+def _fold(
+    license: str, *, leaf: Callable[[str], Any], either: Callable[[Any], Any], both: Callable[[Any], Any]
+) -> Any:  # fmt: skip
+    """What an expression comes to, given what a name does and what `OR` and `AND` make of their operands."""
+    license = _bare(license)
+    for operator, choose in ((" OR ", either), (" AND ", both)):  # AND binds closer
+        parts = _operands(license, operator)
+        if len(parts) > 1:
+            return choose(_fold(part, leaf=leaf, either=either, both=both) for part in parts)
+    return leaf(license)
+
+
+def _terms(name: str) -> Terms:
+    name = name.strip().split(" with ")[0].replace(" ", "-")
     if _RESEARCH_ONLY.search(name):
         return Terms.RESEARCH_ONLY
     if _SHARE_ALIKE.match(name):
@@ -128,10 +171,35 @@ def classify(license: str) -> Terms:
     return Terms.PERMISSIVE if _PERMISSIVE.match(name) else Terms.UNKNOWN
 
 
-def _balanced(part: str) -> str:
-    """Without the parentheses that an expression left open."""
-    extra = part.count("(") - part.count(")")
-    return part[extra:].strip() if extra > 0 and part.startswith("(" * extra) else part[: len(part) + min(extra, 0)]
+def _operands(license: str, operator: str) -> list[str]:
+    """The parts of an expression between an operator that stands in no parentheses; itself where there is none."""
+    parts, depth, start = list[str](), 0, 0
+    for found in re.finditer(rf"[()]|{operator}", license):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if found[0] == operator and depth == 0:
+            parts.append(license[start : found.start()])
+            start = found.end()
+    return [part.strip() for part in (*parts, license[start:])]
+
+
+def _bare(license: str) -> str:
+    """Without the parentheses around an expression as a whole; those of a name are part of it."""
+    license = license.strip()
+    inside = license[1:-1].strip()
+    if not (license.startswith("(") and license.endswith(")")) or _closes_early(inside):
+        return license
+    bare = _bare(inside)
+    return bare if any(len(_operands(bare, operator)) > 1 for operator in (" OR ", " AND ")) else license
+
+
+def _closes_early(inside: str) -> bool:
+    """Whether a parenthesis closes that was not opened there."""
+    depth = 0
+    for sign in inside:
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if depth < 0:
+            return True
+    return False
 
 
 def binding(uses: Iterable[Use]) -> tuple[Terms, list[Use]]:

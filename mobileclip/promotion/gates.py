@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mobileclip.config import Gate
-from mobileclip.lineage.licenses import Use, binding, not_commercial
+from mobileclip.lineage.licenses import Use, binding, is_allowed, not_commercial
 from mobileclip.promotion import comparison
 
 _STUDENT = "student"
@@ -206,7 +206,7 @@ def _commercial(evidence: Evidence) -> Verdict:
 
 
 def _allowed(allowed: Sequence[str], evidence: Evidence) -> Verdict:
-    other = [use for use in evidence.uses if use.license not in allowed]
+    other = [use for use in evidence.uses if not is_allowed(use.license, allowed)]
     reason = f"Not in the list: {_listed(other)}." if other else "Every license is in the list."
     got = ", ".join(sorted({use.license for use in evidence.uses})) or "none"
     return Verdict("licenses", got, ", ".join(allowed), bool(evidence.uses) and not other, reason)
