@@ -25,6 +25,7 @@ from open_clip.factory import get_model_config
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models.architectures import own_names, register
 from mobileclip.models.clip import Preprocess
+from mobileclip.models.pointwise import without_stride
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
 from mobileclip.models.text_repmixer import clip_with_text_repmixer
 from mobileclip.models.trunk import TrunkTower
@@ -98,7 +99,7 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
         cfg["vision_cfg"]["timm_model_pretrained"] = False
     custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
     if "repmixer" in cfg["text_cfg"]:
-        return clip_with_text_repmixer(cfg).eval()
+        return without_stride(clip_with_text_repmixer(cfg)).eval()
     if "multimodal_cfg" in cfg:
         with hub_files(cfg["text_cfg"]):
             built = open_clip.CoCa(**cfg)
@@ -113,7 +114,7 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
         with hub_files(cfg["text_cfg"]):
             built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
     _fit_size(built.visual, cfg["vision_cfg"].get("image_size"))
-    return built.eval()  # type: ignore[no-any-return]
+    return without_stride(built).eval()
 
 
 def _fit_size(visual: Any, size: Any) -> None:
