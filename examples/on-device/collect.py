@@ -45,7 +45,10 @@ def describe(logs: Path) -> Device:
     path = logs / "device.txt"
     if not path.is_file():
         raise DataError(f"collect: no device.txt in '{logs}', want the folder that android/benchmark.sh wrote.")
-    name, release, chip, *rest = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    if len(lines) < 3 or not (lines[0] and lines[1]):
+        raise DataError(f"collect: '{path}' names no model, system and chip: the device was gone when it was asked.")
+    name, release, chip, *rest = lines
     wanted = ("level:", "temperature:", "AC powered:", "USB powered:", "Thermal Status:")
     state = "; ".join(line for line in rest if line.startswith(wanted))
     return Device(name=name, system=f"Android {release}", chip=chip, state=state)
@@ -60,6 +63,8 @@ def main() -> int:
     chosen = parser.parse_args()
     try:
         agreed = contract.read(chosen.contract.parent)
+        if not chosen.out.parent.is_dir():
+            raise DataError(f"collect: no folder '{chosen.out.parent}' for --out.")
         results, skipped = collect(agreed, chosen.logs, describe(chosen.logs))
     except MobileClipError as error:
         sys.stderr.write(f"error: {error}\n")

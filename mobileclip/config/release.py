@@ -125,8 +125,8 @@ class Export(Section):
     qat_seed: NonNegativeInt = 0
     """Seed of its order and draws."""
     zero_shot_field: str = "group"
-    """Metadata field that holds the class name for the programs' zero-shot accuracy; samples without it do not count;
-    empty = none."""
+    """Metadata field that holds the class name for the programs' zero-shot accuracy; samples without it do not count,
+    but some must have it; empty = no such figure."""
     zero_shot_template: Annotated[str, Field(pattern=r"\{\}")] = "a photo of a {}."
     """Prompt of that task; `{}` takes the class name."""
     opset: Annotated[int, Field(ge=20, le=23)] = 20

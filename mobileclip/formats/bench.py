@@ -65,8 +65,12 @@ def compare(
         ratio_onnx to ONNX float32 (where that was measured), load_ms, peak_mb.
 
     Raises:
-        ConfigError: No program can be executed, or a student is neither a folder nor an architecture.
+        ConfigError: No program can be executed, a number is below 1, or a student is neither a folder nor an
+            architecture.
     """
+    for name, values in (("threads", threads), ("rounds", [rounds])):
+        if min(values) < 1:
+            raise ConfigError(f"bench-latency: --{name}: got {min(values)}, want at least 1.")
     asked = {"formats": list(formats), "precisions": list(precisions), "max_kept": 0}
     section = cast("Export", check_section("export", {**Export().model_dump(mode="json"), **asked}))
     with tempfile.TemporaryDirectory(prefix="mobileclip-bench-") as name:
@@ -82,9 +86,12 @@ def prepare(student: str, section: Export, folder: Path) -> Subject:
     """
     clip = _load(student)
     towers, samples = split(clip), _calibration(clip)
-    plans = [item for item in programs.plan(section) if registry.FORMATS[item.format].executed]
+    plans = [item for item in programs.plan(section, whole=False) if registry.FORMATS[item.format].executed]
     if not plans:
-        raise ConfigError(f"bench-latency: none of the formats {section.formats} can be executed on this machine.")
+        raise ConfigError(
+            f"bench-latency: none of the formats {section.formats} can be executed on this machine in the precisions "
+            f"{section.precisions}."
+        )
     folder.mkdir(parents=True)
     for item in plans:
         programs.write(item, section, towers, reference=samples, folder=folder, calibrate=lambda: samples)
@@ -98,6 +105,8 @@ def measure(subjects: Sequence[Subject], *, threads: Sequence[int], rounds: int)
     spent = {path: latency.resources(path) for subject in subjects for path in subject.paths.values()}
     table: list[dict[str, Any]] = []
     for tower in programs.TOWERS:
+        if not any(item.tower == tower for subject in subjects for item in subject.paths):
+            continue
         for count in threads:
             times = _times(subjects, tower, count, rounds)
             table += [row for subject in subjects for row in _rows(subject, tower, count, times, spent)]

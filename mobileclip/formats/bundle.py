@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from mobileclip import storage
@@ -212,6 +212,8 @@ def _checksums(archive: zipfile.ZipFile, path: Path) -> dict[str, str]:
     unsafe = [name for name, info in infos.items() if not _is_harmless(name, info)]
     if unsafe or len({name.casefold() for name in infos}) != len(archive.infolist()):
         raise IntegrityError(f"bundle: '{path.name}' holds {unsafe[:1] or 'a name'} that leads out of it, or twice.")
+    if below := sorted(str(above) for name in infos for above in PurePosixPath(name).parents if str(above) in infos):
+        raise IntegrityError(f"bundle: '{path.name}' holds '{below[0]}' as a file and as a folder; it was changed.")
     if different := sorted(promised.keys() ^ (infos.keys() - {SUMS})):
         raise IntegrityError(f"bundle: '{path.name}' and its {SUMS} disagree about '{different[0]}'; it was changed.")
     if sum(info.file_size for info in infos.values()) > _MAX_RATIO * (path.stat().st_size + _CHUNK):

@@ -146,9 +146,11 @@ def measure(
     figures = _TOOLS[tool](log)
     if figures is None:
         raise DataError(f"device results: the {tool} log of '{program.path}' holds no times; the run has failed.")
+    rows = program.input.shape[0]
     return Measurement(
         program=program.path, sha256=program.sha256, tower=program.tower, format=program.format,
-        precision=program.precision, backend=backend, threads=threads, tool=_NAMES[tool], **figures,
+        precision=program.precision, backend=backend, threads=threads, tool=_NAMES[tool],
+        batch=1 if isinstance(rows, str) else rows, **figures,
     )  # fmt: skip
 
 

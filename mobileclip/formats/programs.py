@@ -51,8 +51,12 @@ class Plan:
         return f"{self.tower}.{self.precision}{registry.FORMATS[self.format].suffix}"
 
 
-def plan(config: Export) -> list[Plan]:
+def plan(config: Export, *, whole: bool = True) -> list[Plan]:
     """The programs a section asks for: every precision in which a format holds a tower.
+
+    Args:
+        config: The `export` section.
+        whole: Whether every format must hold both towers.
 
     Raises:
         ConfigError: A format would lack a tower, or is not installed.
@@ -63,7 +67,7 @@ def plan(config: Export) -> list[Plan]:
         if row.environment:
             environment.python(row.environment)
         for tower in TOWERS:
-            if not set(config.precisions) & set(row.precisions[tower]):
+            if whole and not set(config.precisions) & set(row.precisions[tower]):
                 raise ConfigError(
                     f"export.precisions: got {config.precisions}, want at least one of "
                     f"{', '.join(row.precisions[tower])} too, for the {tower} tower in {name}."

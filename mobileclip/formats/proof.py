@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mobileclip.data import images
 from mobileclip.data.shards import Sample
-from mobileclip.errors import ExportError
+from mobileclip.errors import DataError, ExportError
 from mobileclip.evaluation.retrieval import Gallery, build_gallery, rank_pairs
 from mobileclip.evaluation.statistics import Floats, compare, draw_resamples, estimate, ratio
 from mobileclip.models.zoo import Clip
@@ -70,11 +70,18 @@ def refer(
         clip: The student, not folded: folding is among the things to be proved.
         samples: At least two, with captions.
         batch_size: Samples per forward pass.
-        class_field: Metadata field of the zero-shot task; there is none where fewer than two classes occur.
+        class_field: Metadata field of the zero-shot task; empty = none, nor is there one where all samples are of one
+            class.
         template: Prompt of that task.
+
+    Raises:
+        DataError: No sample has the field.
     """
     names = [str(sample.metadata.get(class_field) or "") for sample in samples]
     classes = sorted(set(names) - {""})
+    if class_field and not classes:
+        known = ", ".join(sorted({name for sample in samples for name in sample.metadata})) or "none"
+        raise DataError(f"export.zero_shot_field: got '{class_field}', the samples have the fields {known}.")
     classes = classes if len(classes) > 1 else []
     prompts = [template.replace("{}", name) for name in classes]
     size, interpolation = clip.preprocess.size, clip.preprocess.interpolation

@@ -99,8 +99,11 @@ def score(
         difference.
 
     Raises:
-        DataError: The split is empty, or its samples lack a field the section names.
+        DataError: The split is empty, its samples lack a field the section names, or the checkpoint is not the one
+            that the programs were made from.
     """
+    if student is not None:
+        _check_student(agreed(programs), student)
     ways = {PROGRAM: of_programs(programs)} | ({PYTORCH: of_student(student)} if student else {})
     image = agreed(programs).image
     features: dict[str, list[Floats]] = {name: [] for name in ways}
@@ -115,6 +118,15 @@ def score(
         raise DataError(f"score: '{data}' has no samples of split '{config.split}'.")
     embedded = {name: np.concatenate(parts) for name, parts in features.items()}
     return {"samples": len(metadata), "split": config.split, "metrics": _table(ways, embedded, metadata, config)}
+
+
+def _check_student(terms: Contract, student: Clip) -> None:
+    wanted = terms.lineage.student_sha256
+    if wanted and student.sha256 != wanted:
+        raise DataError(
+            f"score: the weights of '{student.name}' have sha256 {student.sha256[:12]}, the programs were made from "
+            f"{wanted[:12]}: want the student that was exported."
+        )
 
 
 def _table(

@@ -14,13 +14,21 @@ from mobileclip.formats.proof import Reference, one_thread
 from mobileclip.manifest import Manifest
 from mobileclip.models.zoo import Clip
 
+_PAGE_FORMAT = "onnx"
+
 
 def page_files(config: Export) -> Mapping[str, Source]:
     """Members of the page, if a bundle with one is asked for; called first, since it may need the network.
 
     Raises:
+        ConfigError: The page would have no program that it can run.
         DataError: ONNX Runtime Web cannot be had.
     """
+    if config.bundle == "page" and _PAGE_FORMAT not in config.formats:
+        raise ConfigError(
+            f"export.bundle: got 'page' with formats {config.formats}, want '{_PAGE_FORMAT}' among them: the page runs "
+            "nothing else."
+        )
     return web.members() if config.bundle == "page" else {}
 
 

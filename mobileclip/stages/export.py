@@ -63,13 +63,14 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     storage.delete(storage.join(out, programs.REFUSED_FILE))  # of an earlier attempt
     with tempfile.TemporaryDirectory(prefix="mobileclip-export-") as name:
         folder = Path(name)
+        # First: they take seconds, and a budget that is missed should not cost the minutes of the programs.
+        banks, bank_files = shipping.prompt_banks(config, clip, reference, data, content, folder)
         written = programs.build(
             config, towers, reference, folder,
             calibrate=functools.partial(_calibration, config, clip, data, content),
             tune=functools.partial(qat.tune, config, clip, towers, data, content) if config.qat_steps else None,
             refused=functools.partial(_report, out, folder, tracker),
         )  # fmt: skip
-        banks, bank_files = shipping.prompt_banks(config, clip, reference, data, content, folder)
         files = _write_sides(clip, reference, written, bank_files, folder)
         agreed = terms.agree(clip, written, files, dataset_sha256=content.digest(), prompt_banks=banks)
         timings = _time(config, clip, towers, reference, folder, written)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mobileclip.formats import contract, device_results
 from mobileclip.formats.contract import Program
 from tests.formats.test_device_results import EXECUTORCH, LITERT
@@ -70,6 +72,29 @@ def test_logs_become_results(tmp_path):
     _, done = _collect(tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: collect: 'other.tflite@litert@gpu@1.log' is of no program of the contract.\n"
+
+
+@pytest.mark.parametrize("text", ["", "Pixel 9\n16\n", "\n16\nTensor G4\n"])
+def test_device_that_was_gone(tmp_path, text):
+    agreed_contract(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "device.txt").write_text(text)
+    (tmp_path / "logs" / "image.float32.pte@executorch@xnnpack@1.log").write_text(EXECUTORCH)
+    out, done = _collect(tmp_path)
+    assert done.returncode == 2
+    assert "names no model, system and chip" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_folder_for_the_results_must_be_there(tmp_path):
+    agreed_contract(tmp_path)
+    command = [sys.executable, str(KIT / "collect.py"), str(tmp_path / "contract.json"), str(tmp_path), "--out"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "none" / "x.device.json")], capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": str(KIT.parents[1]), "PATH": ""},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, f"error: collect: no folder '{tmp_path / 'none'}' for --out.\n")
 
 
 def test_programs_of_other_devices_stay_on_the_host(tmp_path):

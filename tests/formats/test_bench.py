@@ -27,6 +27,13 @@ def test_one_table_for_all(tmp_path, capsys):
     assert "tiny-mci" in capsys.readouterr().out
 
 
+def test_precision_of_one_tower(capsys):
+    assert cli.main(["bench-latency", "tiny-mci", "--precisions", "int8", "--threads", "1", "--rounds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "text" in said
+    assert "image" not in said
+
+
 def test_emulated_formats_have_no_latency():
     with pytest.raises(ConfigError, match="can be executed on this machine"):
         bench.compare(["tiny-mci"], formats=["coreml"], precisions=["float16"], threads=[1], rounds=1)
@@ -37,7 +44,8 @@ def test_emulated_formats_have_no_latency():
     [
         (["--formats", "tflow"], "formats.0: got 'tflow'"),
         (["--precisions", "int3"], "precisions.0: got 'int3'"),
-        (["--precisions", "int8"], "for the image tower in onnx"),
+        (["--threads", "2", "0"], "--threads: got 0, want at least 1"),
+        (["--rounds", "-5"], "--rounds: got -5, want at least 1"),
     ],
 )
 def test_wrong_options(options, sentence, capsys):

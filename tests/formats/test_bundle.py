@@ -181,6 +181,12 @@ def test_links_and_extras(bundled, tmp_path):
         bundle.unpack(path, tmp_path / "out")
 
 
+def test_file_that_is_also_a_folder(bundled, tmp_path):
+    path = _rewrite(bundled, tmp_path / "both.zip", add=[(zipfile.ZipInfo("golden.json/x"), b"x")])
+    with pytest.raises(IntegrityError, match=r"holds 'golden\.json' as a file and as a folder"):
+        bundle.verify(path)
+
+
 def test_exchanged_program_with_fitting_checksums(bundled, export, tmp_path):
     other = (export / "text.float32.onnx").read_bytes()
     path = _rewrite(bundled, tmp_path / "swap.zip", change={"text.float16.onnx": other})

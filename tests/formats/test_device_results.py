@@ -44,6 +44,21 @@ def test_litert(program):
     assert (old.p50_ms, old.p95_ms, old.memory_mb, old.median_is_mean) == (13.5202, 0, 0, True)
 
 
+def test_programs_of_many_rows_count_by_the_row(program):
+    given, result = (
+        spec.model_copy(update={"shape": [4, *spec.shape[1:]]}) for spec in (program.input, program.output)
+    )
+    four = program.model_copy(update={"input": given, "output": result})
+    measured = device_results.measure(LITERT, four, tool="litert", backend="gpu")
+    assert (measured.batch, measured.p50_ms) == (4, 13.4)
+    assert device_results.merge(DEVICE, "cd" * 32, [measured]).points("image")[0]["ms"] == 13.4 / 4
+    given, result = (
+        spec.model_copy(update={"shape": ["batch", *spec.shape[1:]]}) for spec in (program.input, program.output)
+    )
+    any_rows = program.model_copy(update={"input": given, "output": result})
+    assert device_results.measure(LITERT, any_rows, tool="litert", backend="gpu").batch == 1
+
+
 def test_executorch(program):
     got = device_results.measure(EXECUTORCH, program, tool="executorch", backend="xnnpack")
     assert got.runs == 17  # the first tenth and one more are its warm-up

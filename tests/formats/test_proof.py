@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobileclip.errors import ExportError
+from mobileclip.errors import DataError, ExportError
 from mobileclip.formats import proof
 
 
@@ -107,6 +107,13 @@ def test_zero_shot_against_a_hand_count(clip, samples):
     assert figures["zero_shot/change"] == pytest.approx(3 / 9 - own)
     assert figures["zero_shot/change_low"] <= figures["zero_shot/change"] <= figures["zero_shot/change_high"]
     assert figures["recall/change"] == 0
+
+
+def test_field_that_no_sample_has(clip, samples):
+    with pytest.raises(DataError, match=r"zero_shot_field: got 'kindd', the samples have the fields .*captions"):
+        proof.refer(clip, samples, class_field="kindd")
+    one = [replace(s, metadata={**s.metadata, "kind": "x"}) for s in samples]
+    assert len(proof.refer(clip, one, class_field="kind").labels) == 0
 
 
 def test_without_classes_there_is_no_zero_shot_figure(reference):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -72,6 +73,18 @@ def test_int8_differs_and_has_an_interval(export, tiny_data):
 def test_single_program_is_refused(export, tiny_data):
     with pytest.raises(DataError, match="has no contract"):
         score.score(load(export / "text.float32.onnx"), tiny_data, manifest.read(tiny_data), CONFIG)
+
+
+def test_another_student_is_no_measure(export, clip, tiny_data):
+    """The difference to a control, say, would be told as the exported program's."""
+    programs = load(export)
+    lineage = programs.contract.lineage.model_copy(update={"student_sha256": "ab" * 32})
+    exported = replace(programs, contract=programs.contract.model_copy(update={"lineage": lineage}))
+    other = replace(clip, sha256="cd" * 32)
+    with pytest.raises(DataError, match="have sha256 cdcdcdcdcdcd, the programs were made from abababababab"):
+        score.score(exported, tiny_data, manifest.read(tiny_data), CONFIG, student=other)
+    same = replace(clip, sha256="ab" * 32)
+    assert score.score(exported, tiny_data, manifest.read(tiny_data), CONFIG, student=same)["samples"] == 32
 
 
 def test_split_without_samples(export, tiny_source, tiny_data):

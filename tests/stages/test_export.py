@@ -2,26 +2,29 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mobileclip import entry, manifest, storage
-from mobileclip.config import Export, Prepare
+from mobileclip.config import Export, LabelBank, Prepare
 from mobileclip.data.shards import read_samples
 from mobileclip.errors import ConfigError, DataError, ExportError, IntegrityError
-from mobileclip.formats import bundle, contract, prompt_bank, runtime, tokenizer
+from mobileclip.formats import bundle, contract, programs, prompt_bank, runtime, tokenizer
 from mobileclip.models import zoo
 from mobileclip.report import LogTracker
 from mobileclip.stages import export
 from tests import s3
 from tests.models.perturbed import patterned_images, perturbed_clip
 
-SECTION = Export(samples=6, latency_runs=2)
+SECTION = Export(samples=6, latency_runs=2, zero_shot_field="")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,30 @@ def test_prompt_banks_and_bundle(data, student, tmp_path):
     assert prompt_bank.load(out, agreed, "patterns").labels == ["test"]
 
 
+def test_documented_banks_are_valid_and_a_missed_budget_costs_no_program(data, student, tmp_path, monkeypatch):
+    (block,) = re.findall(
+        r"```yaml\n(export:\n  prompt_banks:.*?)```",
+        (Path(__file__).parents[2] / "docs" / "bundle.md").read_text(),
+        re.DOTALL,
+    )
+    banks = yaml.safe_load(block)["export"]["prompt_banks"]
+    assert all(set(bank) == set(LabelBank.model_fields) for bank in banks)  # a params file wants every key
+    section = Export.model_validate({**SECTION.model_dump(), "latency_runs": 0, "prompt_banks": banks[1:]})
+    out, run = str(tmp_path / "out"), {"tracker": LogTracker(), "student": str(student), "data": str(data)}
+    assert export.run(section, out=out, **run)["prompt_bank/food/labels"] == 3
+    tight = section.prompt_banks[0].model_copy(update={"max_error": 1e-6})
+    monkeypatch.setattr(programs, "build", lambda *_, **__: pytest.fail("programs were written first"))
+    with pytest.raises(ExportError, match="prompt bank 'food' in int8 has error"):
+        export.run(section.model_copy(update={"prompt_banks": [tight]}), out=str(tmp_path / "none"), **run)
+    assert not (tmp_path / "none").exists()
+
+
+def test_page_without_a_program_that_it_runs(data, student, tmp_path):
+    section = SECTION.model_copy(update={"formats": ["executorch"], "bundle": "page"})
+    with pytest.raises(ConfigError, match=r"export\.bundle: got 'page' with formats \['executorch'\], want 'onnx'"):
+        export.run(section, out=str(tmp_path / "out"), tracker=LogTracker(), student=str(student), data=str(data))
+
+
 def test_bank_without_labels(data, student, tmp_path):
     section = Export.model_validate({**SECTION.model_dump(), "latency_runs": 0, "prompt_banks": [{"name": "a"}]})
     with pytest.raises(ConfigError, match=r"export\.prompt_banks\.0: got neither of labels and field, want one"):
@@ -156,7 +183,8 @@ from mobileclip.config import Export
 from mobileclip.report import LogTracker
 from mobileclip.stages import export
 out, student, data = sys.argv[1:]
-export.run(Export(samples=6, latency_runs=0), out=out, tracker=LogTracker(), student=student, data=data)
+section = Export(samples=6, latency_runs=0, zero_shot_field="")
+export.run(section, out=out, tracker=LogTracker(), student=student, data=data)
 """
 
 
