@@ -62,8 +62,10 @@ def bundle(arguments: argparse.Namespace) -> int:
         agreed = bundles.verify(path)
         sys.stdout.write(f"{path.name}: whole; {agreed.model}, {len(agreed.programs)} programs\n")
         return 0
-    from mobileclip.formats import web
+    from mobileclip.formats import contract, shipping, web
 
+    if arguments.page:
+        shipping.check_page([program.format for program in contract.read(path).programs], key="bundle: got --page")
     extra = web.members() if arguments.page else {}
     written = bundles.write(path, Path(arguments.out or path), version=arguments.version, extra=extra)
     sys.stdout.write(f"{storage.digest_file(written)}  {written}\n")

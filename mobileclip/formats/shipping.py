@@ -1,6 +1,6 @@
 """What the export stage adds for those who ship: prompt banks, and the bundle of all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mobileclip.config import Export, LabelBank
@@ -24,12 +24,26 @@ def page_files(config: Export) -> Mapping[str, Source]:
         ConfigError: The page would have no program that it can run.
         DataError: ONNX Runtime Web cannot be had.
     """
-    if config.bundle == "page" and _PAGE_FORMAT not in config.formats:
+    if config.bundle != "page":
+        return {}
+    check_page(config.formats, key="export.bundle: got 'page'")
+    return web.members()
+
+
+def check_page(formats: Collection[str], *, key: str) -> None:
+    """Refuse a page that could run none of the programs.
+
+    Args:
+        formats: Of the programs.
+        key: What asks for a page, for the sentence.
+
+    Raises:
+        ConfigError: There is no program for it.
+    """
+    if _PAGE_FORMAT not in formats:
         raise ConfigError(
-            f"export.bundle: got 'page' with formats {config.formats}, want '{_PAGE_FORMAT}' among them: the page runs "
-            "nothing else."
+            f"{key} with formats {sorted(set(formats))}, want '{_PAGE_FORMAT}' among them: the page runs nothing else."
         )
-    return web.members() if config.bundle == "page" else {}
 
 
 def prompt_banks(

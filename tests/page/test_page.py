@@ -40,6 +40,12 @@ def _turned(orientation):
     return _encoded("RGB", "JPEG", seed=orientation, quality=95, exif=exif)
 
 
+def _turned_webp(orientation, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return _encoded("RGB", "WEBP", seed=orientation, lossless=True, exif=exif, **options)
+
+
 PICTURES = {
     "rgb.png": _encoded("RGB", "PNG", seed=1),
     "gray.png": _encoded("L", "PNG", seed=2),
@@ -55,8 +61,12 @@ PICTURES = {
     "turned6.jpg": _turned(6),
     "tiny.png": _encoded("RGB", "PNG", size=(9, 31), seed=11),
     "large.jpg": _encoded("RGB", "JPEG", size=(2600, 1950), seed=12, quality=80),
+    **{f"turned{orientation}.webp": _turned_webp(orientation) for orientation in range(1, 10)},
 }
-EXACT = ("rgb.png", "gray.png", "palette.png", "palette.gif", "flat.bmp", "lossless.webp", "tiny.png")
+EXACT = (
+    "rgb.png", "gray.png", "palette.png", "palette.gif", "flat.bmp", "lossless.webp", "tiny.png",
+    *(f"turned{orientation}.webp" for orientation in range(1, 10)),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +261,50 @@ def test_it_asks_for_nothing_outside(shown, served):
     text = b"".join(data for name, data in _own_files().items()).decode()
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert [line for line in shown.console if "example.com" not in line] == []
+
+
+def test_the_keyboard_stays_where_it_is(shown):
+    """Choosing a picture, ranking all of them and clearing take no focus away."""
+    focus = "document.activeElement.querySelector('img')?.alt"
+    for name in ("gray.png", "tiny.png"):
+        tile = f"document.querySelector('#gallery img[alt=\"{name}\"]').parentElement"
+        shown.evaluate(f"({tile}.focus(), {tile}.click())")
+        shown.wait(f"mobileclip.state.current.file.name === '{name}'")
+        assert shown.evaluate(focus) == name
+    shown.evaluate("document.getElementById('similar').click()")
+    shown.wait("document.querySelector('#gallery img').alt === 'tiny.png'")
+    assert shown.evaluate(focus) == "tiny.png"
+
+
+def test_a_program_that_fails_is_no_unreadable_picture(shown, tmp_path):
+    (tmp_path / "more.png").write_bytes(PICTURES["rgb.png"])
+    shown.evaluate(
+        "(window.kept = mobileclip.engine.encodeImage, mobileclip.engine.encodeImage = "
+        "() => Promise.reject(new Error('wasm: out of memory')))"
+    )
+    before = shown.evaluate("[mobileclip.state.pictures.length, mobileclip.state.failed]")
+    shown.put_files("#files", [tmp_path / "more.png"])
+    shown.wait("!document.getElementById('alert').hidden")
+    assert shown.evaluate("document.getElementById('alert').textContent") == "wasm: out of memory"
+    assert shown.evaluate("[mobileclip.state.pictures.length, mobileclip.state.failed]") == before
+    shown.evaluate("(mobileclip.engine.encodeImage = window.kept, null)")
+
+
+def test_cleared_pictures_do_not_come_back(shown, tmp_path):
+    """Also those that are in work; the keyboard then is at the button for new ones."""
+    (tmp_path / "late.png").write_bytes(PICTURES["rgb.png"])
+    shown.evaluate(
+        "(mobileclip.engine.encodeImage = async (file) => { const found = await window.kept(file); "
+        "await new Promise((go) => { window.go = go; }); return found; }, null)"
+    )
+    shown.put_files("#files", [tmp_path / "late.png"])
+    shown.wait("Boolean(window.go)")
+    shown.evaluate("document.getElementById('clear').click()")
+    assert shown.evaluate("document.activeElement.id") == "files"
+    shown.evaluate("(window.go(), new Promise((done) => setTimeout(done, 300)))")
+    assert shown.evaluate("[mobileclip.state.pictures.length, mobileclip.state.current]") == [0, None]
+    assert shown.evaluate("document.getElementById('picture').hidden")
+    assert shown.evaluate("document.querySelectorAll('#gallery li, #scores li').length") == 0
 
 
 def _own_files():

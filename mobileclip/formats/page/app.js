@@ -113,13 +113,16 @@ async function embed(picture) {
   if (!state.pictures.includes(picture)) return;
   try {
     const { features, thumbnail, prepareMs, runMs } = await engine.encodeImage(picture.file);
+    if (!state.pictures.includes(picture)) return; // cleared meanwhile
     picture.url ||= URL.createObjectURL(thumbnail);
     picture.features = features;
     remember("prepare", prepareMs);
     remember("image", runMs);
-  } catch {
+  } catch (error) {
+    if (!state.pictures.includes(picture)) return;
     drop(picture);
-    state.failed += 1;
+    if (error.unreadable) state.failed += 1;
+    else fail(error);
   }
   if (!state.current && picture.features) choose(picture).catch(fail);
   refresh();
@@ -231,6 +234,7 @@ function clear() {
   $("query").value = "";
   $("found").textContent = "Pictures stay on this device: nothing is uploaded.";
   refresh();
+  $("files").focus(); // the button is gone, and with it the place of the keyboard
 }
 
 function showLabelFields() {
@@ -247,6 +251,7 @@ function fail(error) {
   $("progress").hidden = true;
   $("alert").hidden = false;
   $("alert").textContent = error.message ?? String(error);
+  if (!state.image) $("status").textContent = "No program runs";
 }
 
 /** One sentence for each program that was asked for and did not run. */

@@ -12,7 +12,7 @@ export function createEngine(onProgress) {
     if (data.progress) return onProgress(data.progress);
     const { resolve, reject } = waiting.get(data.id);
     waiting.delete(data.id);
-    if (data.error) reject(new Error(data.error));
+    if (data.error) reject(Object.assign(new Error(data.error), { unreadable: data.unreadable }));
     else resolve(data.value);
   };
   worker.onerror = (event) => {

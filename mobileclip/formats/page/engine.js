@@ -1,6 +1,6 @@
 // The student in a worker: fetches and checks its programs, runs them in ONNX Runtime Web, and tests itself.
 //
-// Messages are { id, call, arguments }; answers { id, value } or { id, error }; { progress } comes in between.
+// Messages are { id, call, arguments }; answers { id, value } or { id, error, unreadable }; { progress } comes in between.
 
 import { createCleaner } from "./cleaning.js";
 import { decode, goldenPicture, toInput } from "./pixels.js";
@@ -43,7 +43,7 @@ const calls = {
   /** A picture file to its unit-norm embedding and a thumbnail. */
   async encodeImage(blob) {
     const started = performance.now();
-    const { rgb, thumbnail } = await decode(blob, contract.image);
+    const { rgb, thumbnail } = await decode(blob, contract.image).catch(unreadable);
     const decoded = performance.now();
     const features = await run("image", toInput(rgb));
     return { features, thumbnail, prepareMs: decoded - started, runMs: performance.now() - decoded };
@@ -72,8 +72,15 @@ async function answer({ id, call, args }) {
   try {
     self.postMessage({ id, value: await calls[call](...args) });
   } catch (error) {
-    self.postMessage({ id, error: String(error.message ?? error) });
+    self.postMessage({ id, error: String(error.message ?? error), unreadable: error instanceof Unreadable });
   }
+}
+
+/** What is thrown of a file that is no picture for this browser; all else is the program's. */
+class Unreadable extends Error {}
+
+function unreadable(error) {
+  throw new Unreadable(String(error.message ?? error));
 }
 
 async function get(path) {

@@ -1,5 +1,6 @@
 // A picture file to the input of the image program, as the contract says: upright, on white, squashed, RGB in 0-1.
 
+import { upright, webpOrientation } from "./orientation.js";
 import { squash } from "./resize.js";
 
 const THUMBNAIL_PX = 256;
@@ -12,7 +13,10 @@ const THUMBNAIL_PX = 256;
 export async function decode(blob, { size, interpolation }) {
   // Color profiles are left alone, as Pillow leaves them.
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "premultiply" };
-  const bitmap = await createImageBitmap(blob, options);
+  const turn = await webpOrientation(blob);
+  const bitmap = turn === 1
+    ? await createImageBitmap(blob, options)
+    : upright(await createImageBitmap(blob, { ...options, imageOrientation: "none" }), turn);
   const { width, height } = bitmap;
   let canvas = null, context = null;
   /** RGBA of some rows: a strip at a time, for whole photos exceed what some phones allow a canvas. */

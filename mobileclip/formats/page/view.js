@@ -12,9 +12,9 @@ export function fillSelect(select, values, wish, names = {}) {
 
 const tiles = new WeakMap();
 
-/** Tiles in this order; a picture keeps its tile, so that nothing flickers. */
+/** Tiles in this order; a picture keeps its tile, so that nothing flickers and the keyboard stays where it is. */
 export function showGallery(list, pictures, { current, scores, choose }) {
-  list.replaceChildren(...pictures.map((picture) => {
+  const items = pictures.map((picture) => {
     if (!tiles.has(picture)) tiles.set(picture, tile(picture, choose));
     const { item, button, image, score } = tiles.get(picture);
     if (picture.url && image.getAttribute("src") !== picture.url) image.src = picture.url;
@@ -25,7 +25,11 @@ export function showGallery(list, pictures, { current, scores, choose }) {
     score.className = score.hidden ? "" : "score";
     score.textContent = scores.get(picture)?.toFixed(3) ?? "";
     return item;
-  }));
+  });
+  if (items.length === list.children.length && items.every((item, i) => item === list.children[i])) return;
+  const focused = document.activeElement;
+  list.replaceChildren(...items);
+  if (list.contains(focused)) focused.focus({ preventScroll: true });
 }
 
 function tile(picture, choose) {
