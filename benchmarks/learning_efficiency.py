@@ -114,10 +114,11 @@ def main() -> None:
     roots = {"main": options.root} | ({"counts": options.counts} if (options.counts / "calibrate").is_dir() else {})
     contents = {study: manifest.read(str(root / "calibrate")) for study, root in roots.items()}
     datasets = {study: content.digest() for study, content in contents.items()}
+    settings = results.settings_of(params)
     done = {
         (study, row["variant"], row["seed"])
         for study, dataset in datasets.items()
-        for row in results.read(store, dataset=dataset, steps=steps)
+        for row in results.read(store, dataset=dataset, steps=steps, settings=settings)
     }
     waiting = [
         run
@@ -128,7 +129,7 @@ def main() -> None:
     def write() -> None:
         """After every round, so that a study that is stopped has its tables."""
         results.write(
-            store, datasets=datasets, steps=steps, params=params, teachers=list(contents["main"].scales),
+            store, datasets=datasets, steps=steps, params=params, teachers=contents["main"].scales,
             out=options.out, ablations=list(ABLATIONS),
         )  # fmt: skip
 
@@ -138,8 +139,8 @@ def main() -> None:
         tasks = [(run_one, (str(roots[study]), params, name, seed, steps)) for study, name, seed in runs]
         with store.open("a", encoding="utf-8") as file:
             for (study, name, seed), curve in zip(runs, run_all(tasks), strict=True):
-                row = {"variant": name, "seed": seed, "steps": steps, "dataset": datasets[study], "curve": curve}
-                file.write(json.dumps(row) + "\n")
+                row = {"variant": name, "seed": seed, "steps": steps, "dataset": datasets[study]}
+                file.write(json.dumps({**row, "settings": settings, "curve": curve}) + "\n")
         write()
     if not waiting:
         write()

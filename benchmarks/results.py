@@ -11,6 +11,8 @@ from benchmarks import step_cost
 from mobileclip.config import Params
 from mobileclip.evaluation.figures import new_figure, to_png
 from mobileclip.evaluation.statistics import over_seeds
+from mobileclip.manifest import spec_digest
+from mobileclip.training.contrastive import FREE
 
 PLAIN, REINFORCED, MOST = "plain CLIP", "reinforced", "10 views, 5 synthetic captions"
 LENGTHS = (1, 2, 3)
@@ -20,11 +22,19 @@ Row = dict[str, Any]
 Point = tuple[float, float]
 
 
-def read(path: Path, *, dataset: str, steps: int) -> list[Row]:
-    """Trainings of one dataset and length, each variant and seed once."""
+def settings_of(params: Params) -> str:
+    """Digest of what the params file says of a student's training; length and seed are a row's own."""
+    section = params.distill.model_dump(mode="json", exclude_defaults=True, exclude={"training", "seed", "control"})
+    training = params.distill.training.model_dump(mode="json", exclude_defaults=True, exclude={"steps", *FREE})
+    return spec_digest({"model": params.distill.model, **section, "training": training})[:16]
+
+
+def read(path: Path, *, dataset: str, steps: int, settings: str) -> list[Row]:
+    """Trainings of one dataset, length and setting, each variant and seed once."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
-    return [row for row in rows if (row["dataset"], row["steps"]) == (dataset, steps)]
+    wanted = (dataset, steps, settings)
+    return [row for row in rows if (row["dataset"], row["steps"], row.get("settings")) == wanted]
 
 
 def write(
@@ -33,7 +43,7 @@ def write(
     datasets: Mapping[str, str],
     steps: int,
     params: Params,
-    teachers: Sequence[str],
+    teachers: Mapping[str, float],
     out: Path,
     ablations: Sequence[str],
 ) -> None:
@@ -44,17 +54,18 @@ def write(
         datasets: Digest of the dataset of the study `main`, and of `counts` where it was run.
         steps: Length of the trainings.
         params: Of the main study.
-        teachers: Those that its calibration kept.
+        teachers: Those that its calibration kept, with their logit scales.
         out: Folder.
         ablations: Variants of the main study that differ in one thing from the reinforced one.
     """
-    rows = read(path, dataset=datasets["main"], steps=steps)
+    settings = settings_of(params)
+    rows = read(path, dataset=datasets["main"], steps=steps, settings=settings)
     names = list(dict.fromkeys(row["variant"] for row in rows))
     compared = [name for name in names if name not in [*ablations, *map(longer, LENGTHS[1:])]]
     figure = out / "figures" / "learning.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(_draw(rows, compared))
-    counts = read(path, dataset=datasets["counts"], steps=steps) if "counts" in datasets else []
+    counts = read(path, dataset=datasets["counts"], steps=steps, settings=settings) if "counts" in datasets else []
     counted = [name for name in dict.fromkeys(row["variant"] for row in counts) if name != MOST]
     parts = [
         _head(rows, params, teachers),
@@ -168,23 +179,24 @@ def _times(value: float) -> str:
     return f"{value:.1f}×" if np.isfinite(value) else "inf×"
 
 
-def _head(rows: Sequence[Row], params: Params, teachers: Sequence[str]) -> str:
+def _head(rows: Sequence[Row], params: Params, teachers: Mapping[str, float]) -> str:
     training = params.distill.training
     steps = rows[0]["steps"]
     trained = " and ".join(f"`{teacher.name}`" for teacher in params.train_teacher.teachers)
-    kept = " and ".join(f"`{name}`" for name in teachers)
+    kept = " and ".join(f"`{name}` at logit scale {scale:g}" for name, scale in teachers.items())
     views, captions = params.reinforce.views.num_views, params.caption.num_captions
     return f"""# Results
 
-Made by `make results` from [results.jsonl](results.jsonl), one line per training; nothing here is written by hand.
+Made by `make results` and `make ablations` from [results.jsonl](results.jsonl), one line per training; nothing here is
+written by hand.
 
 Student `{params.distill.model}`, {steps} steps of {training.batch_size} samples on emoji by four artists
 ({views} stored views and {captions} synthetic captions per picture; of the teachers that the chain itself trained,
-{trained}, the calibration kept {kept}),
-scored on a **fifth artist whose pictures no training or validation saw**. Recall is the mean of image-to-text
-and text-to-image, in percent, over concepts whose other drawings were in the training (*seen*) or were not
-(*unseen*). Mean and 95 % interval over seeds; all variants of a seed start from the same weights and see the
-same pictures and views in the same order.
+{trained}, the calibration kept {kept}).
+The reinforced student has λ = {params.distill.distill_weight:g}. All are scored on a **fifth artist whose pictures no
+training or validation saw**. Recall is the mean of image-to-text and text-to-image, in percent, over concepts whose
+other drawings were in the training (*seen*) or were not (*unseen*). Mean and 95 % interval over seeds; all variants of
+a seed start from the same weights and see the same pictures and views in the same order.
 """
 
 

@@ -114,7 +114,8 @@ def best_ranks(
         columns: Candidate index of each right pair.
 
     Returns:
-        1 + number of wrong candidates that score at least as high as the best right one [queries].
+        1 + number of wrong candidates that score at least as high as the best right one [queries]; what is not a number
+        counts against the model, so embeddings of NaN come last.
     """
     ranks = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), _CHUNK):
@@ -123,9 +124,10 @@ def best_ranks(
         first, last = np.searchsorted(rows, [start, stop])
         right_rows, right_columns = rows[first:last] - start, columns[first:last]
         best = np.full(stop - start, -np.inf, dtype=scores.dtype)
-        np.maximum.at(best, right_rows, scores[right_rows, right_columns])
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(best, right_rows, scores[right_rows, right_columns])
         scores[right_rows, right_columns] = -np.inf
-        ranks[start:stop] = 1 + (scores >= best[:, None]).sum(axis=1)
+        ranks[start:stop] = 1 + (~(scores < best[:, None])).sum(axis=1)
     return ranks
 
 

@@ -52,7 +52,7 @@ def run(config: Calibrate, *, out: str, tracker: Tracker, data: str) -> dict[str
 
     Raises:
         ConfigError: Student runs are wanted, but there is no validation split; a scale is given for another teacher.
-        DataError: No teacher's embeddings are there.
+        DataError: No teacher's embeddings are there, or no sample has any of its captions.
     """
     content = manifest.read(data)
     names = content.teachers()
@@ -154,7 +154,10 @@ def _train_student(config: Calibrate, data: str, label: str, scales: dict[str, f
     train_clip(
         clip, PairDataset(data, content, recipe), config.student_training,
         reinforcement=Reinforcement(1.0, tuple(scales), tuple(scales.values())), seed=config.seed,
-        key={"data": content.digest(), "scales": scales, "student": config.student},
+        key={
+            "data": content.digest(), "scales": scales,
+            "config": config.model_dump(mode="json", include={"student", "seed", "caption_field", "synthetic"}),
+        },
         folder=folder, title=label, validate=validate if best else None,
     )  # fmt: skip
     checkpoint.remove(checkpoints(folder))
@@ -183,7 +186,10 @@ def _batch(config: Calibrate, data: str, content: Manifest, names: Sequence[str]
 def _rows(
     config: Calibrate, data: str, content: Manifest, names: Sequence[str], generator: torch.Generator
 ) -> list[tuple[Shard, Tensor]]:
-    """Random rows of those that the filter kept, of as few random shards as hold a batch: reading all takes long."""
+    """Random rows of those that have captions and that the filter kept, of as few random shards as hold a batch.
+
+    Reading all of them takes long.
+    """
     left = [s for s in content.shards if s.name in content.column(f"{names[0]}.views").parts]
     chosen: list[tuple[Shard, Tensor]] = []
     missing = config.batch_size
@@ -192,15 +198,24 @@ def _rows(
         kept = torch.arange(shard.samples)
         if content.has("selection") and shard.name in content.column("selection").parts:
             kept = kept[ColumnReader(data, content.column("selection"), shard).all("keep").bool()]
+        kept = kept[_have_captions(data, content, names, shard)[kept]]
         rows = kept[torch.randperm(len(kept), generator=generator)[:missing]]
         missing -= len(rows)
         chosen.append((shard, rows))
+    if missing == config.batch_size:
+        raise DataError(f"calibrate: no sample in '{data}' has a view and a caption that the teachers embedded.")
     if missing:
         logger.warning(
             "calibrate.batch_size: got %d, the dataset has %d pairs: a smaller batch has a larger best scale.",
             config.batch_size, config.batch_size - missing,
         )  # fmt: skip
     return chosen
+
+
+def _have_captions(data: str, content: Manifest, names: Sequence[str], shard: Shard) -> Tensor:
+    """Whether every teacher embedded a ground-truth caption of each sample, bool [samples]."""
+    readers = (ColumnReader(data, content.column(f"{name}.captions"), shard) for name in names)
+    return torch.stack([reader.all("counts").diff() > 0 for reader in readers]).all(dim=0)
 
 
 def _drawn(reader: ColumnReader, rows: Tensor, draw: Tensor) -> Tensor:

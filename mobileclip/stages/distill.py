@@ -1,5 +1,7 @@
 """distill: train a student on a reinforced dataset, and on request the plain-CLIP control beside it."""
 
+import logging
+
 import torch
 
 from mobileclip import attribution, manifest, storage
@@ -17,6 +19,8 @@ from mobileclip.training.loop import Result
 from mobileclip.training.online import load_teachers, online_teachers, precisions, teacher_inputs
 from mobileclip.training.validation import retrieval_validation
 from mobileclip.training.world import join, one_by_one, train_models
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Distill, *, out: str, tracker: Tracker, data: str, teachers: str = "") -> dict[str, float]:
@@ -141,6 +145,13 @@ def _train(
 
 def _scales(content: Manifest, teachers: tuple[str, ...]) -> tuple[float, ...]:
     own = {name: content.column(f"{name}.views").spec["logit_scale"] for name in teachers}
+    left_out = [name for name in teachers if content.scales and name not in content.scales]
+    if left_out:
+        logger.warning(
+            "distill.teachers: calibrate left out %s, which is used with its own logit scale %s; calibrate.select: "
+            "false calibrates all teachers together.",
+            ", ".join(left_out), ", ".join(f"{own[name]:g}" for name in left_out),
+        )  # fmt: skip
     return tuple(float(content.scales.get(name, own[name])) for name in teachers)
 
 

@@ -1,5 +1,6 @@
 """finetune_captioner: pre-train a CoCa on the alt text, fine-tune it on better captions, score it on held-out ones."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from itertools import islice
@@ -69,7 +70,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         Nothing where the stage is off. Per phase the losses at the point of the curve whose weights are saved, and on
         the validation split, where it has `finetune_field` captions, `caption_loss` (nats per token), `cider` (0-10),
         `bleu4` (0-100), `clip_score` (mean cosine by its own towers), `degenerate` (share) and `words/mean` of one
-        greedy caption per image.
+        greedy caption per image. Where weights are given there is no pre-training, and the scores of those captions as
+        the weights write them are `start/validation/...`.
 
     Raises:
         ConfigError: The model is no CoCa, or has no trunk to load or to freeze; the best weights are to be kept, and no
@@ -81,13 +83,19 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     content = manifest.read(data)
     torch.manual_seed(config.seed)
     clip, owed = _create(config, content, towers)
+    trunk = _sha256(storage.join(towers, config.image_weights)) if config.image_weights else ""
     held_out = _held_out(config, data, content)
     frozen = freeze_trunk(clip, data, content, dropout=config.dropout) if config.lock else None
     results: dict[str, Result] = {}
     metrics: dict[str, float] = {}
     shown: dict[str, Any] = {}
+    if _has_weights(config) and join().main and held_out:  # what the weights could do before; there is no pre-training
+        with torch.random.fork_rng():
+            scores, shown["start"] = _score(clip, held_out, config)
+        metrics |= {f"start/validation/{name}": value for name, value in scores.items()}
     for phase in _phases(config):
-        results[phase.name] = _train(phase, clip, frozen, config, data, content, out, tracker)
+        key = _key(phase, clip, config, content) | {"trunk": trunk}
+        results[phase.name] = _train(phase, clip, frozen, config, data, content, key, out, tracker)
         saved = results[phase.name].saved
         metrics |= {f"{phase.name}/{k}": v for k, v in saved.items() if k.startswith(("loss", "validation/"))}
         if join().main and phase.name == "finetune":  # before it is scored, so that a fault there costs no training
@@ -164,13 +172,13 @@ def _card(config: FinetuneCaptioner, content: Manifest) -> dict[str, Any]:
 
 def _train(
     phase: _Phase, clip: zoo.Clip, frozen: FrozenTrunk | None, config: FinetuneCaptioner, data: str, content: Manifest,
-    out: str, tracker: Tracker,
+    key: dict[str, Any], out: str, tracker: Tracker,
 ) -> Result:  # fmt: skip
     recipe = Recipe(clip.preprocess, clip.tokenizer, phase.field, views=_VIEWS, seed=config.seed)
     return train_captioner(
         clip, PairDataset(data, content, recipe), phase.training,
         caption_weight=config.caption_weight, contrastive_weight=config.contrastive_weight, seed=config.seed,
-        key=_key(phase, clip, config, content),
+        key=key,
         folder=storage.join(out, phase.name), title=phase.name,
         validate=caption_validation(clip, data, content, caption_field=phase.field),
         report=reporter(tracker), frozen=frozen,
@@ -186,6 +194,10 @@ def _key(phase: _Phase, clip: zoo.Clip, config: FinetuneCaptioner, content: Mani
         "config": config.model_dump(mode="json", exclude=_OWN_OF_A_PHASE | {"held_out_samples"}),
         "before": [(p.field, p.training.model_dump(mode="json", exclude=FREE)) for p in before],
     }  # fmt: skip
+
+
+def _sha256(uri: str) -> str:
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 
 def _held_out(config: FinetuneCaptioner, data: str, content: Manifest) -> list[Sample]:

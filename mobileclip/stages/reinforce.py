@@ -80,6 +80,8 @@ def run(
         if num_groups > 1:
             return {}
     final = collect(out, plans, shards, content.moved(data, out))
+    if not _rows(out, final, f"{next(iter(refs))}.{GROUND_TRUTH}", shards):
+        raise DataError(f"reinforce.caption_field: got '{config.caption_field}', no sample has captions of that name.")
     manifest.write(out, final)
     samples = sum(shard.samples for shard in shards)
     texts = sum(_rows(out, final, f"{next(iter(refs))}.{kind}", shards) for kind in (GROUND_TRUTH, *config.captions))

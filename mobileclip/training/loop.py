@@ -109,7 +109,7 @@ def train(
 
     Raises:
         ConfigError: There are fewer rows in a step than processes times parts.
-        MobileClipError: The loss is not finite: the sentence names the step.
+        MobileClipError: The loss, the gradients or the last weights are not finite: the sentence names the step.
     """
     world = join()
     total = total or config.batch_size
@@ -128,6 +128,7 @@ def train(
     start = time.perf_counter()
     with global_batch_norm(model, world) if config.global_batch_norm else contextlib.nullcontext():
         _loop(run, source, result)
+    _check_weights(run)
     best = world.same(_best(run.state.history, config))
     if best:
         model.load_state_dict(checkpoint.load_best(run.folder, best))
@@ -168,6 +169,15 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
             _save(run)
     result.wait_seconds += waited
     result.samples = (config.steps - first) * run.total
+
+
+def _check_weights(run: _Run) -> None:
+    """The last step's weights meet no further loss that would show them."""
+    for name, value in run.model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise MobileClipError(
+                f"training: '{name}' is not finite after step {run.state.step}; lower the learning rate."
+            )
 
 
 def _start(model: nn.Module, objective: Objective, config: Training, world: World, **given: Any) -> _Run:
@@ -243,6 +253,8 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
     run.scaler.unscale_(optimizer)
     limit = config.optimizer.grad_clip or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    if not (run.scaler.is_enabled() or bool(torch.isfinite(norm))):  # float16 leaves such a step out by itself
+        raise MobileClipError(f"training: the gradient norm is {float(norm)} at step {step}; lower the learning rate.")
     run.scaler.step(optimizer)
     run.scaler.update()
     scale = getattr(run.model, "logit_scale", None)

@@ -18,6 +18,8 @@ from mobileclip.report import LogTracker
 from mobileclip.stages import calibrate
 from tests.tiny_chain import params, write_params
 
+PARAMS = Params.model_validate(params())
+
 
 @pytest.fixture(scope="module")
 def study(tiny_reinforced, tmp_path_factory):
@@ -59,6 +61,21 @@ def test_a_second_time_nothing_is_trained(study, monkeypatch):
     monkeypatch.setattr(learning_efficiency, "train_clip", lambda *_, **__: pytest.fail("trained again"))
     learning_efficiency.main()
     assert ((root / "docs" / "results.jsonl").read_bytes(), (root / "docs" / "results.md").read_bytes()) == before
+
+
+def test_other_settings_are_other_trainings(study, tmp_path):
+    """Rows of another lambda or batch are not shown under the new one; length, seed and workers are no setting."""
+    path = study[0] / "docs" / "results.jsonl"
+    dataset = json.loads(path.read_text().splitlines()[0])["dataset"]
+
+    def found(**changes):
+        training = PARAMS.distill.training.model_copy(update=changes.pop("training", {}))
+        distill = PARAMS.distill.model_copy(update={**changes, "training": training})
+        settings = results.settings_of(PARAMS.model_copy(update={"distill": distill}))
+        return len(results.read(path, dataset=dataset, steps=2, settings=settings))
+
+    assert found() == found(seed=9, control=True, training={"steps": 7, "workers": 3}) == 12
+    assert found(distill_weight=0.123) == found(training={"batch_size": 77}) == found(model="tiny-resnet") == 0
 
 
 def test_the_page_has_a_row_for_each_variant_and_the_figure(study):
@@ -138,7 +155,7 @@ def _section_of_lengths(rows, ends, folder):
     path = folder / "results.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     results.write(
-        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=Params(), teachers=[], out=folder, ablations=[]
+        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=PARAMS, teachers={}, out=folder, ablations=[]
     )
     return (folder / "results.md").read_text().split("### Plain CLIP for longer")[1]
 
@@ -180,7 +197,7 @@ def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in source + other))
     datasets = {"main": main, "counts": "wide"}
-    results.write(path, datasets=datasets, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[])
+    results.write(path, datasets=datasets, steps=2, params=PARAMS, teachers={}, out=tmp_path, ablations=[])
     section = (tmp_path / "results.md").read_text().split("## Numbers of views and captions")[1]
     ends = {(row["variant"], row["seed"]): row["curve"][-1]["seen/r10"] for row in other}
     mean = sum(ends["1 view", seed] - ends[results.MOST, seed] for seed in (0, 1)) / 2
@@ -199,9 +216,7 @@ def test_the_cost_of_a_step_is_a_section_where_it_was_measured(study, tmp_path):
     for wanted in (False, True):
         if wanted:
             (tmp_path / step_cost.FILE).write_text(json.dumps(found))
-        results.write(
-            path, datasets={"main": dataset}, steps=2, params=Params(), teachers=[], out=tmp_path, ablations=[]
-        )
+        results.write(path, datasets={"main": dataset}, steps=2, params=PARAMS, teachers={}, out=tmp_path, ablations=[])
         text = (tmp_path / "results.md").read_text()
         assert ("## Cost of a step" in text) is wanted
         assert ("| stored | 0.500 | 0.500 | 1.250 [1.000, 1.500] |" in text) is wanted

@@ -95,6 +95,21 @@ def test_rank_pairs__a_collapsed_model_is_never_right():
     assert (ranks.text_to_image == 6).all()
 
 
+def test_rank_pairs__what_is_no_number_is_never_right():
+    rows = unit(np.random.default_rng(0).normal(size=(6, 4)))
+    gallery = build_gallery([[f"t{i}"] for i in range(6)])
+    nothing = np.full_like(rows, np.nan)
+    for ranks in (rank_pairs(nothing, rows, gallery), rank_pairs(rows, nothing, gallery)):
+        assert (ranks.image_to_text >= 6).all()
+        assert (ranks.text_to_image >= 6).all()
+    partly = rows.copy()
+    partly[2] = np.nan  # the third picture knows nothing, and to every text it seems the better one
+    ranks = rank_pairs(partly, rows, gallery)
+    assert ranks.image_to_text[2] >= 6
+    assert (np.delete(ranks.image_to_text, 2) == 1).all()
+    assert (np.delete(ranks.text_to_image, 2) == 2).all()
+
+
 def test_per_image__gives_the_mean_over_all_captions():
     gallery = build_gallery([["a", "b"], ["c"], ["d", "e", "f"]])
     hits = np.array([1.0, 0, 1, 1, 1, 0])

@@ -176,6 +176,38 @@ def test_pairs_that_the_filter_dropped_are_not_drawn(two, tmp_path):
     }
 
 
+def test_samples_without_captions_are_not_drawn(two, tiny_captioned, tmp_path):
+    """Else their views would be paired with the next sample's caption."""
+    content = manifest.read(two).moved(two, str(tmp_path))
+    shards = content.split("train")
+    plan = ColumnPlan("sharp.captions", "embedding", {"logit_scale": 60.0, "dim": 64, "field": "descriptions"})
+
+    def every_third(shard, _missing):
+        counts = [2 * int(index % 3 == 0) for index in range(shard.samples)]
+        return {"sharp.captions": encode(normalize(torch.randn(sum(counts), 64), dim=1), counts, "float32")}
+
+    others = [column for column in content.columns if column.name != plan.name]
+    content = content.model_copy(update={"columns": others})
+    build_columns(str(tmp_path / "new"), [plan], shards, every_third)
+    final = collect(str(tmp_path / "new"), [plan], shards, content.moved(str(tmp_path), str(tmp_path / "new")))
+    manifest.write(str(tmp_path / "new"), final)
+    config, data = CONFIG.model_copy(update={"batch_size": 1000}), str(tmp_path / "new")
+    rows = calibrate._rows(config, data, final, ["sharp", "vague"], torch.Generator())
+    assert {shard.name: sorted(kept.tolist()) for shard, kept in rows} == {
+        shard.name: list(range(0, shard.samples, 3)) for shard in shards
+    }
+    assert len(_batches(CONFIG.model_copy(update={"batch_size": 4}), data)) == CONFIG.batches
+
+    def nothing(shard, _missing):
+        return {"sharp.captions": encode(torch.empty(0, 64), [0] * shard.samples, "float32")}
+
+    empty = str(tmp_path / "empty")
+    build_columns(empty, [plan], shards, nothing)
+    manifest.write(empty, collect(empty, [plan], shards, content.moved(str(tmp_path), empty)))
+    with pytest.raises(DataError, match=r"no sample in '.*empty' has a view and a caption that the teachers"):
+        _run(CONFIG, empty, tmp_path / "out")
+
+
 def test_only_the_manifest_changes_and_twice_is_the_same(two, tmp_path):
     first = _run(CONFIG, two, tmp_path / "a")
     assert _run(CONFIG, two, tmp_path / "b") == first
@@ -241,6 +273,20 @@ class TestStudents:
         assert _run(self.CONFIG, tiny_reinforced, again) == metrics
         for name in ("students.json", "students.png"):
             assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+    def test_what_decides_a_short_run_names_it(self, tiny_reinforced, tmp_path, monkeypatch):
+        """Another seed or other captions are no continuation of an earlier attempt."""
+        keys = []
+
+        def see(*_, key, **__):
+            keys.append(json.dumps(key, sort_keys=True))
+
+        monkeypatch.setattr(calibrate, "train_clip", see)
+        for changes in ({}, {}, {"seed": 5}, {"synthetic": ["coca"]}, {"student": "tiny-mci"}):
+            config = self.CONFIG.model_copy(update=changes)
+            calibrate._train_student(config, tiny_reinforced, "one", {"first": 10.0}, str(tmp_path))
+        assert keys[0] == keys[1]
+        assert len(set(keys)) == 4
 
     def test_short_runs_may_keep_their_best_weights(self, tiny_reinforced, tmp_path):
         """Refused before, as if there were no validation split; the scores are those of other weights than the last."""

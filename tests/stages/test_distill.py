@@ -192,6 +192,23 @@ def test_lambda_zero_needs_no_teacher(tiny_data, tmp_path):
     assert _run(config, tmp_path, tiny_data)["student/loss"] > 0
 
 
+def test_a_teacher_that_calibrate_left_out_has_its_own_scale_and_that_is_said(calibrated, tmp_path, caplog):
+    content = manifest.read(calibrated)
+    first = content.teachers()[0]
+    own = float(content.column(f"{first}.views").spec["logit_scale"])
+    left = str(tmp_path / "left")
+    manifest.write(left, content.moved(calibrated, left).model_copy(update={"scales": {"another": 2.0}}))
+    training = CONFIG.training.model_copy(update={"steps": 1})
+    config = CONFIG.model_copy(update={"teachers": [first], "control": False, "training": training})
+    _run(config, tmp_path / "out", left)
+    assert f"calibrate left out {first}, which is used with its own logit scale {own:g}" in caplog.text
+    card = json.loads((tmp_path / "out" / "student" / "model.json").read_text())
+    assert card["teacher_logit_scales"] == {first: own}
+    caplog.clear()
+    _run(config, tmp_path / "calibrated", calibrated)
+    assert "left out" not in caplog.text
+
+
 def test_a_fine_tuned_student_keeps_its_share_of_the_start_and_its_license(calibrated, tmp_path):
     """WiSE-FT: the saved weights lie between those of the start and those the training reached."""
     torch.manual_seed(5)

@@ -184,6 +184,10 @@ def test_captions_are_scored_on_the_device_of_the_process(data, monkeypatch):
         finetune_captioner._score(clip, samples, CONFIG)
 
 
+def _held(config, data):
+    return finetune_captioner._held_out(config, data, manifest.read(data))
+
+
 def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, data, tmp_path):
     folder = str(tmp_path / "start")
     clip = zoo.load("trained", trained=str(trained[0]))
@@ -192,6 +196,14 @@ def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, d
     out = tmp_path / "out"
     metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data)
     assert not any(name.startswith("pretrain") for name in metrics)
+    # Scored before the fine-tuning, too; here after one step of training what was written is still much the same.
+    for name in ("cider", "bleu4", "clip_score"):
+        assert f"start/validation/{name}" in metrics
+    shown = json.loads((out / "samples.json").read_text())
+    wanted, _ = finetune_captioner._score(clip, _held(config, data), config)
+    assert {name: metrics[f"start/validation/{name}"] for name in wanted} == pytest.approx(wanted)
+    assert all({"start", "finetune"} <= set(row) for row in shown)
+    assert "start" in (out / "report.html").read_text()
     card = json.loads((out / "model.json").read_text())
     assert card["license"] == "CC0-1.0 AND apple-amlr"
     assert card["model"] == "local-dir"
@@ -314,6 +326,31 @@ class TestFrozenTrunk:
         fresh = zoo.create("lite-coca").model.visual
         assert not torch.equal(trained.neck.weight, fresh.neck.weight)
         assert metrics["pretrain/loss"] > 0
+
+    def test_other_weights_under_the_same_name_are_another_run(self, data, tmp_path, monkeypatch):
+        """The file is exchanged between kill and restart: nothing of the first attempt is left."""
+        folder, files = tmp_path / "towers", []
+        folder.mkdir()
+        for seed in (7, 8):
+            torch.manual_seed(seed)
+            files.append(zoo.create("lite-coca").model.visual.trunk.state_dict())
+        config = self.CONFIG.model_copy(update={"pretrain": _training(4, checkpoint_every=2), "finetune": _training(1)})
+        given = {"tracker": LogTracker(), "data": data, "towers": str(folder)}
+        save_file(files[0], folder / "trunk.safetensors")
+
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(zoo, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune_captioner.run(config, out=str(tmp_path / "again"), **given)
+        monkeypatch.undo()
+        assert list((tmp_path / "again").rglob("state.json"))
+        save_file(files[1], folder / "trunk.safetensors")
+        for name in ("again", "fresh"):
+            finetune_captioner.run(config, out=str(tmp_path / name), **given)
+        again, fresh = ((tmp_path / n / "open_clip_model.safetensors").read_bytes() for n in ("again", "fresh"))
+        assert again == fresh
 
     @pytest.mark.parametrize("processes", ["1", "2"])
     def test_what_it_saw_is_what_it_sees(self, data, processes, monkeypatch):

@@ -222,8 +222,9 @@ def test_a_field_that_some_samples_lack_has_no_rows_there(tiny_captioned, tiny_t
     assert 0 < metrics["texts"] < 32
     verify(str(tmp_path), teachers=tiny_teachers, samples=1)
     nothing = reinforce_config.model_copy(update={"caption_field": "poems", "captions": []})
-    assert _run(nothing, tmp_path / "none", tiny_captioned, tiny_teachers)["texts"] == 0
-    verify(str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"caption_field: got 'poems', no sample has captions of that name\.$"):
+        _run(nothing, tmp_path / "none", tiny_captioned, tiny_teachers)
+    assert not (tmp_path / "none" / "manifest.json").exists()
 
 
 def test_wrong_sections_stop_before_anything_is_written(tiny_captioned, tiny_teachers, reinforce_config, tmp_path):

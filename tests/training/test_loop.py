@@ -236,6 +236,31 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence_and_no_update(tmp_path,
     assert all(torch.equal(v, dict(model.named_parameters())[k]) for k, v in states[-1].items())
 
 
+def test_a_gradient_that_is_not_finite_stops_with_a_sentence_and_no_update(tmp_path):
+    model = _model()
+    before = {k: v.clone() for k, v in model.named_parameters()}
+
+    def loss(batch):
+        out = model(batch["image"])
+        return {"loss": F.cross_entropy(out, batch["target"]) + 0 * torch.sqrt(0 * out.sum())}  # 0 * infinity
+
+    with pytest.raises(MobileClipError, match=r"^training: the gradient norm is nan at step 0; lower the learning"):
+        _run(model, tmp_path, loss=loss)
+    assert all(torch.equal(v, dict(model.named_parameters())[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_last_step_may_not_break_the_weights(tmp_path, keep):
+    """No loss comes after it: its weights are looked at themselves, and a score of them is no score."""
+    model = _model()
+    optimizer = CONFIG.optimizer.model_copy(update={"lr": 1e-3, "lr_end": 1e39, "warmup_steps": 2})
+    config = CONFIG.model_copy(
+        update={"optimizer": optimizer, "steps": 3, "log_every": 1, "keep_weights": keep, "checkpoint_every": 0}
+    )
+    with pytest.raises(MobileClipError, match=r"^training: '.*' is not finite after step 3; lower the learning"):
+        _run(model, tmp_path, config=config, validate=lambda: {"score": 1.0})
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
     model = _model()
     kinds = []
