@@ -138,7 +138,8 @@ class FinetuneCaptioner(Section):
     contrastive_weight: NonNegativeFloat = 1.0
     """Weight of the contrastive loss (CoCa: 1)."""
     held_out_samples: PositiveInt = 500
-    """Validation samples that are captioned and scored (CIDEr, BLEU, CLIP score), before and after the fine-tuning."""
+    """Validation samples that are captioned and scored (CIDEr, BLEU, CLIP score) before and after the fine-tuning:
+    after the pre-training, or as the given weights write them."""
     seed: NonNegativeInt = 0
     """Seed of weights, order and augmentation."""
 

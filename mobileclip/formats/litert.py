@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobileclip.formats import environment
+from mobileclip.formats import environment, litert_runtime
 from mobileclip.formats.job import Job, Written, mixed
 from mobileclip.formats.sensitivity import Choice
 
@@ -40,4 +40,5 @@ def write(job: Job) -> Written:
                 quantize([])
             else:
                 choice = mixed(job, layers, quantize)
-    return Written({"batch": job.batch}, choice.figures, choice.keep, choice.alone)
+    figures = litert_runtime.delegation(job.path) | choice.figures
+    return Written({"batch": job.batch}, figures, choice.keep, choice.alone)

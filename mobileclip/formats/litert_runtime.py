@@ -45,6 +45,35 @@ def open_program(path: Path, threads: int) -> Encoder:
     return Encoder(path, given, result, execute)
 
 
+def delegation(path: Path) -> dict[str, float]:
+    """What XNNPACK, LiteRT's default delegate, takes over of a program on this machine.
+
+    The runtime keeps the nodes that a delegate stands for: they are those between its inputs and outputs.
+
+    Returns:
+        `delegated`, the share of nodes that are taken over, and `subgraphs`, in how many pieces.
+    """
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()  # noqa: SLF001 - there is no public way to them
+    own = [node for node in nodes if node["op_name"] != _DELEGATE]
+    maker = {int(tensor): node for node in own for tensor in node["outputs"]}
+    pieces = [node for node in nodes if node["op_name"] == _DELEGATE]
+    taken: set[int] = set()
+    for piece in pieces:
+        given, wanted = {int(tensor) for tensor in piece["inputs"]}, [int(tensor) for tensor in piece["outputs"]]
+        while wanted:
+            tensor = wanted.pop()
+            node = None if tensor in given else maker.get(tensor)
+            if node is not None and node["index"] not in taken:
+                taken.add(node["index"])
+                wanted += [int(tensor) for tensor in node["inputs"]]
+    return {"delegated": round(len(taken) / len(own), 4), "subgraphs": float(len(pieces))}
+
+
+_DELEGATE = "DELEGATE"
+
+
 def _port(details: Mapping[str, Mapping[str, Any]]) -> Port:
     (name, about), *_ = details.items()
     return Port(name, np.dtype(about["dtype"]).name, tuple(int(size) for size in about["shape"]))
