@@ -1,13 +1,16 @@
 """LiteRT programs: converted in the converter's own environment, executed in the real runtime."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.interpreter import OpResolverType
 from torch import nn
 
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.formats import environment, litert, programs
+from mobileclip.formats import environment, litert, litert_runtime, programs
 from mobileclip.formats.job import Job
 from mobileclip.formats.proof import relative_error
 from mobileclip.formats.runtime import load_program
@@ -40,6 +43,22 @@ def test_programs_equal_the_student_in_the_runtime(written, folder, clip, refere
         assert got.shape == (len(reference.uids), clip.embed_dim)
         assert relative_error(got, reference.features(program.tower)) < LIMITS[program.precision]
         assert program.executed
+
+
+def test_nodes_that_xnnpack_takes_over_are_counted(written, folder, monkeypatch):
+    for program in written.values():
+        found = litert_runtime.delegation(folder / program.path)
+        assert found.items() <= program.figures.items()
+        assert 0.5 < found["delegated"] <= 1
+        assert found["subgraphs"] >= 1
+    assert litert_runtime.delegation(folder / "image.float32.tflite")["delegated"] > 0.9  # convolutions throughout
+    plain = functools.partial(
+        litert_runtime.Interpreter,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    monkeypatch.setattr(litert_runtime, "Interpreter", plain)
+    found = litert_runtime.delegation(folder / "image.float32.tflite")
+    assert found == {"delegated": 0, "subgraphs": 0}
 
 
 def test_int8_is_a_quarter_of_the_size(written):

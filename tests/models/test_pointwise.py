@@ -34,6 +34,32 @@ print("whole")
 """
 
 
+STEP = """
+import torch
+from mobileclip.models import zoo
+clip = zoo.create("MobileCLIP2-S0")
+visual = clip.model.visual.to(memory_format=torch.channels_last).train()
+optimizer = torch.optim.AdamW(visual.parameters(), lr=1e-4)
+pixels = torch.rand(4, 3, 256, 256).to(memory_format=torch.channels_last)
+for _ in range(2):
+    optimizer.zero_grad()
+    visual(pixels).square().sum().backward()
+    optimizer.step()
+assert all(p.grad.isfinite().all() for p in visual.parameters())
+print("whole")
+"""
+
+
+def test_a_published_image_tower_trains():
+    """Two steps; torch's own convolution ends the process in the first one."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEP], capture_output=True, text=True, timeout=300, check=False,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "whole"
+
+
 @pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
 @pytest.mark.parametrize(("name", "batch"), [("tiny-mci", 8), ("MobileCLIP2-S0", 8)])
 def test_gradients_of_the_first_layer_are_whole_on_every_processor(name, batch, isa):
