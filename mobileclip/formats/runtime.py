@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileclip.errors import DataError, IntegrityError
+from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.formats import contract, registry
 from mobileclip.formats.contract import Contract
 from mobileclip.formats.interface import Port, disagreement
@@ -141,8 +141,10 @@ def load_program(path: Path, *, threads: int = 0) -> Encoder:
 
     Raises:
         DataError: Unknown suffix, or the runtime refuses the file.
-        ConfigError: The runtime is not installed.
+        ConfigError: The runtime is not installed, or the number of threads is below 0.
     """
+    if threads < 0:
+        raise ConfigError(f"programs: threads: got {threads}, want 0 (the runtime's choice) or more.")
     encoder: Encoder = registry.opener(path).open_program(path, threads)
     return encoder
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from mobileclip.errors import DataError, IntegrityError
+from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.formats import contract, runtime, terms
 from mobileclip.formats.interface import Port
 
@@ -71,6 +71,11 @@ def test_wider_integers_are_taken(exported, reference):
     np.testing.assert_array_equal(
         programs.encode_text(reference.tokens.astype(np.int64)), programs.encode_text(reference.tokens)
     )
+
+
+def test_threads_below_none(exported):
+    with pytest.raises(ConfigError, match=r"^programs: threads: got -3, want 0 \(the runtime's choice\) or more\.$"):
+        runtime.load(exported, threads=-3)
 
 
 def test_unknown_files(tmp_path, exported):
