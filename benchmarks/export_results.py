@@ -124,9 +124,7 @@ def _bounds(rows: Sequence[Row]) -> str:
             if len(others) > 1:
                 met = sum(value <= bound for value in others)
                 spread = f"median {np.median(others):.2f}, {min(others):.2f} to {max(others):.2f}"
-                lines.append(
-                    f"| the same in each of the table's {len(others)} runs | {spread} | {met} of them met it |"
-                )
+                lines.append(f"| the same in each of the table's {len(others)} runs | {spread} | met in {met} |")
     return "\n".join([*lines, ""]) if len(lines) > 2 else ""
 
 
