@@ -45,7 +45,8 @@ Made by `python -m benchmarks.export_results` from [export-results.jsonl](export
   or keep layers in float32). The student is PyTorch float32 as it was trained.
 - **time**: median of one row through the program, over that of PyTorch (folded, float32: the fastest that a user of it
   would run) and of ONNX float32. The three take turns in one process, one thread each, on a shared x86 machine. x86
-  says nothing about a phone. Lines are from different hours: compare their ratios, not their milliseconds.
+  says nothing about a phone. Lines are from different hours and
+  two kinds of processors: compare their ratios, not their milliseconds.
 - **load** and **peak** (rise of resident memory in loading and one call) are from a process of their own.
 - **delegated**: share of ExecuTorch's and LiteRT's nodes that XNNPACK or Core ML takes over; each counts its
   own.
