@@ -90,8 +90,7 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     metrics: dict[str, float] = {}
     shown: dict[str, Any] = {}
     if _has_weights(config) and join().main and held_out:  # what the weights could do before; there is no pre-training
-        with torch.random.fork_rng():
-            scores, shown["start"] = _score(clip, held_out, config)
+        scores, shown["start"] = _score(clip, held_out, config)
         metrics |= {f"start/validation/{name}": value for name, value in scores.items()}
     for phase in _phases(config):
         key = _key(phase, clip, config, content) | {"trunk": trunk}

@@ -1,11 +1,12 @@
-"""What is looked at before the first step: settings that cannot work, and settings that are seldom meant."""
+"""What is looked at before the first step and after the last: what cannot work, and settings that are seldom meant."""
 
 import logging
 
+import torch
 from torch import nn
 
 from mobileclip.config import Training
-from mobileclip.errors import ConfigError
+from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -49,3 +50,14 @@ def warn(config: Training, model: nn.Module) -> None:
             "training.accumulate: got %d: the model's %d batch norms see one part of the batch at a time; the result "
             "is not that of the whole batch.", config.accumulate, len(norms),
         )  # fmt: skip
+
+
+def check_weights(model: nn.Module, *, step: int) -> None:
+    """Refuse weights that are no numbers: those of the last step meet no further loss that would show them.
+
+    Raises:
+        MobileClipError: The sentence names the tensor and the step.
+    """
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise MobileClipError(f"training: '{name}' is not finite after step {step}; lower the learning rate.")

@@ -17,7 +17,7 @@ from mobileclip.errors import MobileClipError
 from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.checkpoint import Snapshot
-from mobileclip.training.checks import check, warn
+from mobileclip.training.checks import check, check_weights, warn
 from mobileclip.training.objective import Batch, Features, Losses, Objective, backward
 from mobileclip.training.optimizer import create_optimizer, learning_rate, update_mean
 from mobileclip.training.world import World, join
@@ -128,7 +128,7 @@ def train(
     start = time.perf_counter()
     with global_batch_norm(model, world) if config.global_batch_norm else contextlib.nullcontext():
         _loop(run, source, result)
-    _check_weights(run)
+    check_weights(model, step=run.state.step)
     best = world.same(_best(run.state.history, config))
     if best:
         model.load_state_dict(checkpoint.load_best(run.folder, best))
@@ -169,15 +169,6 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
             _save(run)
     result.wait_seconds += waited
     result.samples = (config.steps - first) * run.total
-
-
-def _check_weights(run: _Run) -> None:
-    """The last step's weights meet no further loss that would show them."""
-    for name, value in run.model.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
-            raise MobileClipError(
-                f"training: '{name}' is not finite after step {run.state.step}; lower the learning rate."
-            )
 
 
 def _start(model: nn.Module, objective: Objective, config: Training, world: World, **given: Any) -> _Run:
