@@ -7,7 +7,7 @@ from typing import Any
 
 from mobileclip.evaluation.markup import Markup, element, join
 
-_PHASES = {"pretrain": "after pre-training", "finetune": "after fine-tuning"}
+_PHASES = {"start": "before fine-tuning", "pretrain": "after pre-training", "finetune": "after fine-tuning"}
 _SCORES = {
     "caption_loss": ("Caption loss", "nats per token, lower is better"),
     "cider": ("CIDEr-D", "0 to 10; papers print it times 100"),
@@ -22,7 +22,7 @@ def caption_page(scores: Mapping[str, Mapping[str, float]], rows: Sequence[Mappi
     """One self-contained HTML page; the same content gives the same bytes.
 
     Args:
-        scores: By phase (`pretrain`, `finetune`) its scores on the validation split.
+        scores: By phase (`pretrain` or `start`, `finetune`) its scores on the validation split.
         rows: `samples.json` with a `picture` (data URI) each.
         held_out: Pictures that were captioned for the scores.
     """

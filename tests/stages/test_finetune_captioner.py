@@ -203,7 +203,9 @@ def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, d
     wanted, _ = finetune_captioner._score(clip, _held(config, data), config)
     assert {name: metrics[f"start/validation/{name}"] for name in wanted} == pytest.approx(wanted)
     assert all({"start", "finetune"} <= set(row) for row in shown)
-    assert "start" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "<th>before fine-tuning</th><th>after fine-tuning</th>" in page
+    assert page.count("Written before fine-tuning, greedy") == 2
     card = json.loads((out / "model.json").read_text())
     assert card["license"] == "CC0-1.0 AND apple-amlr"
     assert card["model"] == "local-dir"
