@@ -70,8 +70,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
         Nothing where the stage is off. Per phase the losses at the point of the curve whose weights are saved, and on
         the validation split, where it has `finetune_field` captions, `caption_loss` (nats per token), `cider` (0-10),
         `bleu4` (0-100), `clip_score` (mean cosine by its own towers), `degenerate` (share) and `words/mean` of one
-        greedy caption per image. Where weights are given there is no pre-training, and the scores of those captions as
-        the weights write them are `start/validation/...`.
+        greedy caption per image. Where weights are given there is no pre-training, and what they score before the
+        fine-tuning is `start/validation/...`.
 
     Raises:
         ConfigError: The model is no CoCa, or has no trunk to load or to freeze; the best weights are to be kept, and no
@@ -91,6 +91,8 @@ def run(config: FinetuneCaptioner, *, out: str, tracker: Tracker, data: str, tow
     shown: dict[str, Any] = {}
     if _has_weights(config) and join().main and held_out:  # what the weights could do before; there is no pre-training
         scores, shown["start"] = _score(clip, held_out, config)
+        loss = caption_validation(clip, data, content, caption_field=config.finetune_field)
+        scores |= loss() if loss is not None else {}
         metrics |= {f"start/validation/{name}": value for name, value in scores.items()}
     for phase in _phases(config):
         key = _key(phase, clip, config, content) | {"trunk": trunk}
