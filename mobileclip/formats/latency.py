@@ -21,14 +21,16 @@ from mobileclip.errors import ExportError
 from mobileclip.formats.runtime import Encoder, filled, load_program
 
 EAGER = "eager"
+_BASE = "ONNX float32"
 WARM_UP = 3
 # A busy machine can stretch two-thread turns a hundredfold; enough turns are in by then.
 MAX_SECONDS = 30
 
 
 def measure(
-    programs: Mapping[str, Path], tower: nn.Module, rows: NDArray[np.generic], *, rounds: int, threads: int
-) -> dict[str, Any]:
+    programs: Mapping[str, Path], tower: nn.Module, rows: NDArray[np.generic], *, rounds: int, threads: int,
+    onnx: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Time one call through every program and through the tower itself.
 
     Args:
@@ -37,9 +39,11 @@ def measure(
         rows: Input of one call, with its batch axis; as many rows as each program takes.
         rounds: Measured turns of each, after a few that are not; fewer after half a minute.
         threads: Threads of each.
+        onnx: The tower's ONNX float32 program, which takes turns, too, whether it is one of the programs or not.
 
     Returns:
-        By name, and for `eager`, of one row: `p50_ms`, `p95_ms`, `ratio` to eager's p50; for programs also `load_ms`.
+        By name, and for `eager`, of one row: `p50_ms`, `p95_ms`, `ratio` to eager's p50; with `onnx` also `ratio_onnx`
+        to that program's; for programs also `load_ms`.
     """
     turns: dict[str, Callable[[], object]] = {EAGER: functools.partial(eager, tower, rows)}
     load_ms: dict[str, float] = {}
@@ -48,6 +52,8 @@ def measure(
         encoder = load_program(path, threads=threads)
         load_ms[name] = (time.perf_counter() - started) * 1e3
         turns[name] = turn(encoder, rows)
+    if onnx is not None:
+        turns[_BASE] = turn(load_program(onnx, threads=threads), rows)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -55,7 +61,11 @@ def measure(
     finally:
         torch.set_num_threads(before)
     base = float(np.median(times[EAGER]))
-    return {name: summarize(values, base, load_ms.get(name)) for name, values in times.items()}
+    found = {name: summarize(values, base, load_ms.get(name)) for name, values in times.items()}
+    if onnx is not None:
+        reference = found.pop(_BASE)["p50_ms"]
+        found = {name: {**row, "ratio_onnx": round(row["p50_ms"] / reference, 3)} for name, row in found.items()}
+    return found
 
 
 class EagerText(nn.Module):

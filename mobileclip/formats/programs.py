@@ -148,6 +148,28 @@ def write(
     return written
 
 
+def onnx_float32(
+    tower: Tower, config: Export, towers: Towers, reference: Reference, folder: Path, work: Path
+) -> Path | None:  # fmt: skip
+    """The tower's ONNX float32 program, which every program is timed beside; None where ONNX is not installed.
+
+    Args:
+        tower: Which.
+        config: The `export` section.
+        towers: The student, split.
+        reference: Samples.
+        folder: The export folder, which may have it.
+        work: Where it goes otherwise.
+    """
+    item = Plan(tower, "onnx", "float32")
+    if (folder / item.file_name).is_file():
+        return folder / item.file_name
+    if not registry.is_installed(item.format):
+        return None
+    write(item, config, towers, reference=reference, folder=work, calibrate=lambda: reference)
+    return work / item.file_name
+
+
 def interface(item: Plan, config: Export, towers: Towers, reference: Reference) -> tuple[TensorSpec, TensorSpec]:
     """What a program takes and gives, for its contract."""
     count = item.rows(config)

@@ -95,6 +95,11 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
+def is_installed(name: str) -> bool:
+    """Whether a format's packages are all here."""
+    return all(find_spec(package) is not None for package in FORMATS[name].packages)
+
+
 def require(name: str) -> Format:
     """A format whose packages are all here.
 

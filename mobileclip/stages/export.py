@@ -158,17 +158,22 @@ def _time(
     """Latency of one row, in calls of as many as the programs take, by tower and number of threads."""
     eager = {"image": towers.image, "text": latency.EagerText(clip.model)}
     timings: dict[str, Any] = {tower: {} for tower in programs.TOWERS}
-    for tower, threads in itertools.product(programs.TOWERS, THREADS if config.latency_runs else ()):
-        paths = {p.path: folder / p.path for p in written if p.tower == tower and p.executed}
-        timings[tower][f"threads_{threads}"] = latency.measure(
-            paths,
-            eager[tower],
-            filled(reference.inputs(tower)[: max(1, config.batch)], config.batch),
-            rounds=config.latency_runs,
-            threads=threads,
-        )
-    if config.latency_runs:
-        timings["load"] = {p.path: latency.resources(folder / p.path) for p in written if p.executed}
+    if not config.latency_runs:
+        return timings
+    with tempfile.TemporaryDirectory(prefix="mobileclip-onnx-") as name:
+        for tower in programs.TOWERS:
+            paths = {p.path: folder / p.path for p in written if p.tower == tower and p.executed}
+            onnx = programs.onnx_float32(tower, config, towers, reference, folder, Path(name)) if paths else None
+            for threads in THREADS:
+                timings[tower][f"threads_{threads}"] = latency.measure(
+                    paths,
+                    eager[tower],
+                    filled(reference.inputs(tower)[: max(1, config.batch)], config.batch),
+                    rounds=config.latency_runs,
+                    threads=threads,
+                    onnx=onnx,
+                )
+    timings["load"] = {p.path: latency.resources(folder / p.path) for p in written if p.executed}
     return timings
 
 

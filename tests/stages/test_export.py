@@ -97,6 +97,23 @@ def test_timings_lie_apart(exported):
         assert measured["eager"]["ratio"] == 1
         assert 0 < measured["image.float32.onnx"]["p50_ms"] <= measured["image.float32.onnx"]["p95_ms"]
         assert "text.float32.onnx" in timings["text"][threads]
+        # The base takes turns of its own, so the program that is the same one differs by noise alone.
+        assert 0.3 < measured["image.float32.onnx"]["ratio_onnx"] < 3
+        assert measured["eager"]["ratio_onnx"] > 0
+        assert "ONNX float32" not in measured
+
+
+def test_other_formats_are_timed_beside_onnx(data, student, tmp_path):
+    """Without an ONNX program in the export."""
+    section = SECTION.model_copy(update={"formats": ["executorch"], "latency_runs": 1})
+    export.run(section, out=str(tmp_path), tracker=LogTracker(), student=str(student), data=str(data))
+    timings = json.loads((tmp_path / "timings.json").read_text())
+    for tower in ("image", "text"):
+        for threads in ("threads_1", "threads_2"):
+            assert set(timings[tower][threads]) == {"eager", f"{tower}.float32.pte"}
+            assert timings[tower][threads][f"{tower}.float32.pte"]["ratio_onnx"] > 0
+    assert not list(tmp_path.glob("*.onnx"))
+    assert {program.format for program in contract.read(tmp_path).programs} == {"executorch"}
 
 
 def test_prompt_banks_and_bundle(data, student, tmp_path):
