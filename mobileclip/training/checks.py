@@ -58,6 +58,9 @@ def check_weights(model: nn.Module, *, step: int) -> None:
     Raises:
         MobileClipError: The sentence names the tensor and the step.
     """
+    parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
+        # A buffer may hold infinity for good reason: a mask of attention.
+        wrong = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
+        if bool(wrong.any()):
             raise MobileClipError(f"training: '{name}' is not finite after step {step}; lower the learning rate.")

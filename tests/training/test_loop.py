@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mobileclip.config import Optimizer, Training
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.training import checkpoint
+from mobileclip.training.checks import check_weights
 from mobileclip.training.curves import write_timings
 from mobileclip.training.loop import Objective, Result, train
 
@@ -259,6 +260,15 @@ def test_the_last_step_may_not_break_the_weights(tmp_path, keep):
     )
     with pytest.raises(MobileClipError, match=r"^training: '.*' is not finite after step 5; lower the learning"):
         _run(model, tmp_path, config=config, validate=lambda: {"score": 1.0})
+
+
+def test_infinity_is_no_fault_of_a_mask():
+    model = _model()
+    model.register_buffer("mask", torch.full((2, 2), -math.inf))
+    check_weights(model, step=1)
+    model.register_buffer("mean", torch.full((2,), math.nan))
+    with pytest.raises(MobileClipError, match=r"^training: 'mean' is not finite after step 1; lower"):
+        check_weights(model, step=1)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
