@@ -52,7 +52,8 @@ def measure(
         encoder = load_program(path, threads=threads)
         load_ms[name] = (time.perf_counter() - started) * 1e3
         turns[name] = turn(encoder, rows)
-    if onnx is not None:
+    beside = next((name for name, path in programs.items() if path == onnx), _BASE)
+    if onnx is not None and beside == _BASE:
         turns[_BASE] = turn(load_program(onnx, threads=threads), rows)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -63,9 +64,9 @@ def measure(
     base = float(np.median(times[EAGER]))
     found = {name: summarize(values, base, load_ms.get(name)) for name, values in times.items()}
     if onnx is not None:
-        reference = found.pop(_BASE)["p50_ms"]
+        reference = found[beside]["p50_ms"]
         found = {name: {**row, "ratio_onnx": round(row["p50_ms"] / reference, 3)} for name, row in found.items()}
-    return found
+    return {name: row for name, row in found.items() if name != _BASE}
 
 
 class EagerText(nn.Module):
