@@ -243,16 +243,16 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
     world.sum_gradients(parameters)
     run.scaler.unscale_(optimizer)
     limit = config.optimizer.grad_clip or float("inf")
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-    if not (run.scaler.is_enabled() or bool(torch.isfinite(norm))):  # float16 leaves such a step out by itself
-        raise MobileClipError(f"training: the gradient norm is {float(norm)} at step {step}; lower the learning rate.")
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    if not (run.scaler.is_enabled() or math.isfinite(norm)):  # float16 leaves such a step out by itself
+        raise MobileClipError(f"training: the gradient norm is {norm} at step {step}; lower the learning rate.")
     run.scaler.step(optimizer)
     run.scaler.update()
     scale = getattr(run.model, "logit_scale", None)
     if scale is not None:
         with torch.no_grad():
             scale.clamp_(0, _MAX_LOG_SCALE)
-    return losses, features, float(norm)
+    return losses, features, norm
 
 
 def _add_point(run: _Run, batch: Batch, losses: Losses, features: Features, norm: float) -> None:
