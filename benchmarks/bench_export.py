@@ -33,10 +33,12 @@ from mobileclip import manifest
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import MobileClipError
-from mobileclip.formats import latency, programs, proof, qat, registry
+from mobileclip.formats import programs, proof, registry
 from mobileclip.formats.digests import digest
-from mobileclip.formats.job import Written
+from mobileclip.formats.export_job import Written
+from mobileclip.formats.measure import latency
 from mobileclip.formats.programs import Plan
+from mobileclip.formats.qat import fine_tune as qat
 from mobileclip.formats.runtime import load_program
 from mobileclip.formats.towers import Towers, split
 from mobileclip.models import zoo

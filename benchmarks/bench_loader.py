@@ -33,9 +33,9 @@ from mobileclip.data.columns import ColumnReader, read_captions, unpack_texts
 from mobileclip.data.embeddings import decode_all, decode_row
 from mobileclip.data.images import decode
 from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.preprocess import Preprocess
 from mobileclip.data.shards import Sample, ShardReader
 from mobileclip.manifest import Manifest
-from mobileclip.models.zoo import Preprocess
 
 SIZE, WIDTH, HEIGHT = 256, 640, 480
 PREPROCESS = Preprocess(SIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")

@@ -21,8 +21,9 @@ import torch
 from benchmarks import export_results
 from mobileclip import manifest
 from mobileclip.data import images
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import Sample, read_samples
-from mobileclip.formats import serve
+from mobileclip.formats.bundle import serve
 from mobileclip.models import zoo
 from tests.page.browser import Browser, chromium
 
@@ -118,7 +119,7 @@ def compare(
     """Smallest cosines with PyTorch's embeddings."""
     size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
     squashed = torch.stack([images.resize(images.decode(sample.image), size, interpolation) for sample in samples])
-    pictures = clip.encode_image(zoo.image_tensor(squashed, clip.preprocess)).numpy()
+    pictures = clip.encode_image(image_tensor(squashed, clip.preprocess)).numpy()
     return {
         "image_cosine": float((pictures * got["image"]).sum(1).min()),
         "text_cosine": float((clip.encode_text(texts).numpy() * got["text"]).sum(1).min()),

@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks import step_cost
 from mobileclip.config import Params
-from mobileclip.evaluation.figures import new_figure, to_png
 from mobileclip.evaluation.statistics import over_seeds
 from mobileclip.manifest import spec_digest
+from mobileclip.reports.figures import new_figure, to_png
 from mobileclip.training.contrastive import FREE
 
 PLAIN, REINFORCED, MOST = "plain CLIP", "reinforced", "10 views, 5 synthetic captions"

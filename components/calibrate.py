@@ -30,8 +30,8 @@ def calibrate(
         out: Reference to the dataset with calibrated scales.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     done = stages.run("calibrate", config, where, data=io.read(data))

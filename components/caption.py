@@ -34,8 +34,8 @@ def caption(
         out: Reference to the dataset with the caption column.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     count = io.count_parts(parts)
@@ -68,8 +68,8 @@ def caption_group(
     Returns:
         part: Names the group.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     out = stages.run_group("caption", config, where, group=group, data=io.read(data), captioner=io.read(captioner))

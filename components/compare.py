@@ -24,6 +24,6 @@ def compare(
         metrics: Score and size of each student.
         report: The self-contained report.
     """
-    from mobileclip import kubeflow_io as io
+    from mobileclip.kubeflow import artifacts as io
 
     io.show_sweep(root, evaluations, programs, metrics, report)

@@ -42,8 +42,8 @@ def distill(
         out: Reference to the student, its control and the learning curves.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     done = stages.run("distill", config, where, data=io.read(data), teachers=io.read(teachers))
@@ -79,8 +79,8 @@ def distill_nodes(
         out: Reference to the student, its control and the learning curves.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import launch
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import launch
 
     where = launch.Run(root, code, generation)
     inputs = {"data": io.read(data), "teachers": io.read(teachers)}
@@ -115,9 +115,9 @@ def distill_variant(
         out: Reference to the student, its control and the learning curves.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
-    from mobileclip import sweep
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
+    from mobileclip.kubeflow import sweep
 
     where = stages.Run(root, code, generation)
     done = stages.run("distill", sweep.variant(config, variants, name), where, data=io.read(data))

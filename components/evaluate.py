@@ -36,8 +36,8 @@ def evaluate(
         confusion: Confusion matrix of the student's first zero-shot task with up to 60 classes.
         report: The self-contained report.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     done = stages.run("evaluate", config, where, data=io.read(data), student=io.read(student))

@@ -32,8 +32,8 @@ def export(
         out: Reference to programs, contract and proof.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     done = stages.run("export", config, where, data=io.read(data), student=io.read(student))

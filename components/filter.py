@@ -32,8 +32,8 @@ def filter(
         out: Reference to the dataset with scores and selection.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     done = stages.run("filter", config, where, data=io.read(data), teachers=io.read(teachers))

@@ -34,8 +34,8 @@ def finetune_captioner(
         out: Reference to the captioner's checkpoint.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     digests = {"towers": towers_digest}

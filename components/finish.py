@@ -12,6 +12,6 @@ def finish(status: dsl.PipelineTaskFinalStatus) -> None:
     Args:
         status: How the pipeline ended.
     """
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import run as stages
 
     stages.finish(status.state, status.error_message or "")

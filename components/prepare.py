@@ -32,8 +32,8 @@ def prepare(
         out: Reference to the prepared dataset: shards, manifest, quarantine list.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     done = stages.run("prepare", config, where, source=source, digests={"source": source_digest})

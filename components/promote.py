@@ -38,8 +38,8 @@ def promote(
         card: The model card.
         report: The page of the whole run: decision, champion, latency, programs, results, lineage.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     given, scores, exported = io.read(student), io.read(evaluation), io.read(programs)

@@ -34,8 +34,8 @@ def reinforce(
         out: Reference to the reinforced dataset.
         metrics: The stage's numbers.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     count = io.count_parts(parts)
@@ -68,8 +68,8 @@ def reinforce_group(
     Returns:
         part: Names the group.
     """
-    from mobileclip import kubeflow_io as io
-    from mobileclip import kubeflow_run as stages
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import run as stages
 
     where = stages.Run(root, code, generation)
     out = stages.run_group("reinforce", config, where, group=group, data=io.read(data), teachers=io.read(teachers))

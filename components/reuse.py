@@ -17,6 +17,6 @@ def reuse(stage: str, root: str, digest: str, out: dsl.Output[dsl.Artifact]) -> 
     Returns:
         out: Reference to `ROOT/STAGE`.
     """
-    from mobileclip import kubeflow_io as io
+    from mobileclip.kubeflow import artifacts as io
 
     io.hand_over_earlier(stage, root, digest, out)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__, ranks
+from mobileclip import __version__, parallel
 from mobileclip.chain import CHAIN
+from mobileclip.cli.install_hint import install_line
 from mobileclip.errors import MobileClipError
-from mobileclip.missing import install_line
 
 logger = logging.getLogger("mobileclip")
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     # Of the processes of `torchrun` all but the first one only warn.
-    logging.basicConfig(level=logging.WARNING if ranks.rank() else logging.INFO, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING if parallel.rank() else logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "alembic", "mlflow", "botocore", "urllib3", "root", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not arguments or arguments[0] in {"-h", "--help"}:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:
-    from mobileclip import commands
+    from mobileclip.cli import commands
 
     stages = {row.stage for row in CHAIN}
     if command in stages:
@@ -87,14 +87,14 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         known = ", ".join([*(row.stage for row in CHAIN), *TOOLS])
         sys.stderr.write(f"error: command: got '{command}', want one of {known}.\n")
         return 2
-    from mobileclip import tools
+    from mobileclip.cli import tools
 
     work: Any = tools.COMMANDS[command][1] if command in tools.COMMANDS else getattr(commands, command)
     return int(work(_parser(command).parse_args(arguments)))
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    from mobileclip import tools
+    from mobileclip.cli import tools
 
     parser = argparse.ArgumentParser(prog=f"mobileclip {command}", description=TOOLS[command].capitalize() + ".")
     if command in tools.COMMANDS:

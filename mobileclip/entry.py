@@ -9,7 +9,6 @@ It checks the section, seeds, opens tracking, runs the stage, and leaves beside 
 The record holds no time, host or absolute path, so the same inputs give the same record through every door.
 """
 
-import hashlib
 import importlib
 import json
 import logging
@@ -18,19 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobileclip import __version__, manifest, parallel, provenance, ranks, storage
+from mobileclip import parallel, storage
 from mobileclip.chain import FAN_OUT, step
 from mobileclip.config import Section, check_section
-from mobileclip.errors import ConfigError, DataError, IntegrityError
-from mobileclip.report import Tracker
+from mobileclip.errors import ConfigError, DataError
+from mobileclip.lineage.record import RECORD, build_record, is_current
+from mobileclip.tracking.protocol import Tracker
 
 logger = logging.getLogger(__name__)
 
-RECORD = "record.json"
 TOGETHER = ("train_teacher", "finetune_captioner", "distill")
 """Stages that train on all processes which `torchrun` starts."""
-# Files that may differ between two equal runs (times, registry answers); they are kept out of the record.
-VOLATILE = frozenset({RECORD, "timings.json", "registry.json", "release.html"})
 
 
 def run_stage(
@@ -58,18 +55,18 @@ def run_stage(
         MobileClipError: With one sentence that names the key, the value got and what is wanted.
     """
     checked = check_section(stage, config)
-    processes = ranks.world_size()
+    processes = parallel.world_size()
     if processes > 1 and stage not in TOGETHER:
         raise ConfigError(f"{stage}: got {processes} processes, only {', '.join(TOGETHER)} train on several.")
     named = _check_inputs(stage, inputs)
     chosen = _check_options(stage, options or {})
     target = str(out)
-    first = ranks.rank() == 0  # of the processes that `torchrun` started
+    first = parallel.rank() == 0  # of the processes that `torchrun` started
     if first and not is_current(stage, checked, target, named):
         # Were this run to end half-way, the old record would vouch for files that are no longer its own.
         storage.delete(storage.join(target, RECORD))
     _seed(getattr(checked, "seed", 0))
-    from mobileclip import tracking
+    from mobileclip.tracking import runs as tracking
 
     with tracking.stage_run(stage, checked.model_dump(mode="json"), named) as tracker:
         metrics = _run(stage, checked, target, named, chosen, tracker)
@@ -79,85 +76,17 @@ def run_stage(
     if first:  # it describes what all have done
         _write_json(target, "config.json", checked.model_dump(mode="json"))
         _write_json(target, "metrics.json", metrics)
-        _write_json(target, RECORD, describe(stage, checked, target, named))
+        _write_json(target, RECORD, build_record(stage, checked, target, named))
     _wait()
     return metrics
 
 
 def _wait() -> None:
     """Let no process look for the record before the first one has written it."""
-    if ranks.world_size() > 1:
+    if parallel.world_size() > 1:
         from mobileclip.training.world import join
 
         join().wait()
-
-
-def describe(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """The lineage record of a finished stage."""
-    return {
-        "stage": stage,
-        "version": __version__,
-        "code": provenance.code_digest(),
-        "config": _digest(config.model_dump(mode="json")),
-        "inputs": {name: input_digest(uri) for name, uri in sorted(inputs.items())},
-        "files": _file_digests(out),
-    }
-
-
-def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> bool:
-    """Whether `out` already holds this stage's result for this code, config and these inputs, and holds it whole."""
-    uri = storage.join(out, RECORD)
-    if not storage.exists(uri):
-        return False
-    try:
-        record = json.loads(storage.read_bytes(uri))
-        wanted = {name: input_digest(value) for name, value in sorted(inputs.items())}
-        same = (
-            record["stage"] == stage
-            and record["code"] == provenance.code_digest()
-            and record["config"] == _digest(config.model_dump(mode="json"))
-            and record["inputs"] == wanted
-        )
-        if same:
-            for name, sha256 in record["files"].items():
-                storage.read_bytes(storage.join(out, name), sha256=sha256)
-    except (DataError, IntegrityError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return bool(same)
-
-
-def input_digest(uri: str) -> str:
-    """Digest of a stage input: its record's or manifest's, else the tree of its files.
-
-    Raises:
-        DataError: Nothing is there.
-    """
-    for name in (RECORD, manifest.FILE_NAME):
-        if storage.exists(storage.join(uri, name)):
-            return hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
-    path = Path(uri)
-    names = storage.list_files(uri) if storage.is_s3(uri) else []
-    if names:
-        return _digest({name: _stream_digest(storage.join(uri, name)) for name in names if not _hidden(name)})
-    if storage.is_s3(uri) or not path.exists():
-        raise DataError(f"data: nothing at '{uri}', want a folder or the output of an earlier stage.")
-    if path.is_file():
-        return storage.digest_file(path)
-    # A raw input folder: names and sizes and times would miss an edit, so hash the bytes.
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.name))
-    return _digest({p.relative_to(path).as_posix(): storage.digest_file(p) for p in files})
-
-
-def _hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".")
-
-
-def _stream_digest(uri: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_stream(uri) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _run(
@@ -211,20 +140,6 @@ def _seed(seed: int) -> None:
     parallel.one_thread()
     np.random.seed(seed % 2**32)  # noqa: NPY002 - third-party code reads the global generator
     torch.manual_seed(seed)
-
-
-def _file_digests(out: str) -> dict[str, str]:
-    if storage.exists(storage.join(out, manifest.FILE_NAME)):
-        # The manifest holds the digest of every shard and column; hashing terabytes again proves nothing more.
-        names = [manifest.FILE_NAME, "config.json", "metrics.json"]
-        return {n: hashlib.sha256(storage.read_bytes(storage.join(out, n))).hexdigest() for n in names}
-    root = storage.local_dir(out)
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in VOLATILE and p.suffix != ".tmp")
-    return {p.relative_to(root).as_posix(): storage.digest_file(p) for p in files}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _write_json(out: str, name: str, value: Any) -> None:

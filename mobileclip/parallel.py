@@ -37,6 +37,16 @@ _own_bar_lock()
 os.register_at_fork(after_in_child=_own_bar_lock)
 
 
+def rank() -> int:
+    """Which of the processes that `torchrun` started this is, from 0; 0 without it."""
+    return int(os.environ.get("RANK", "0") or 0)
+
+
+def world_size() -> int:
+    """Processes that `torchrun` started for this work; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+
 def process_count(units: int) -> int:
     """How many processes to use for that many units of work."""
     limit = int(os.environ.get("MOBILECLIP_PROCESSES", os.cpu_count() or 1))

@@ -7,8 +7,11 @@ from typing import Any
 
 from kfp.dsl.base_component import BaseComponent
 
-from mobileclip import entry, kubeflow_run, provenance, storage, sweep
+from mobileclip import storage
 from mobileclip.errors import ConfigError
+from mobileclip.kubeflow import run as kubeflow_run
+from mobileclip.kubeflow import sweep
+from mobileclip.lineage import record as records
 from pipelines.defaults import Sections
 from pipelines.release import EARLIER
 
@@ -56,7 +59,7 @@ def build(
     chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
     for name, uri in external.items():
         if f"{name}_digest" in _names(pipeline) and uri:
-            chosen[f"{name}_digest"] = entry.input_digest(uri)
+            chosen[f"{name}_digest"] = records.input_digest(uri)
     chosen |= _earlier(pipeline, root)
     wanted = {**chosen, **{stage: sections[stage] for stage in sections if stage in _names(pipeline)}}
     return {**chosen, "generation": kubeflow_run.claim(_claimed(pipeline, root), wanted)}
@@ -121,7 +124,7 @@ def _choose(
     pipeline: BaseComponent, *, root: str, num_groups: int, variants: Mapping[str, Any] | None, **external: str
 ) -> dict[str, Any]:
     students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
-    given = {"root": root, "code": provenance.code_digest(), "groups": groups(num_groups), **external}
+    given = {"root": root, "code": records.code_digest(), "groups": groups(num_groups), **external}
     given |= {"variants": dict(variants or {}), "students": students}
     inputs = pipeline.component_spec.inputs or {}
     for name, spec in inputs.items():
@@ -139,7 +142,7 @@ def _claimed(pipeline: BaseComponent, root: str) -> str:
 def _earlier(pipeline: BaseComponent, root: str) -> dict[str, str]:
     """Digests of what the pipeline takes over from an earlier run in the same root."""
     wanted = [stage for stage in EARLIER if f"{stage}_digest" in _names(pipeline)]
-    return {f"{stage}_digest": entry.input_digest(storage.join(root, stage)) for stage in wanted}
+    return {f"{stage}_digest": records.input_digest(storage.join(root, stage)) for stage in wanted}
 
 
 def _names(pipeline: BaseComponent) -> set[str]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from kfp import local
 
-from mobileclip import storage, sweep, tracking
+from mobileclip import storage
 from mobileclip.errors import GateRefused, MobileClipError
+from mobileclip.kubeflow import sweep
+from mobileclip.tracking import runs as tracking
 from pipelines import arguments, catalog, defaults, runners
 from pipelines.catalog import PIPELINES
 

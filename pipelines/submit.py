@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobileclip import sweep
 from mobileclip.errors import ConfigError
+from mobileclip.kubeflow import sweep
 from pipelines import arguments, catalog, defaults, server
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_package

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from mobileclip import __version__, provenance
+from mobileclip import __version__
 from mobileclip.errors import ConfigError
+from mobileclip.lineage import provenance
 from pipelines import server
 from pipelines.catalog import PIPELINES
 

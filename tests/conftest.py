@@ -47,8 +47,8 @@ def tiny_source(tmp_path_factory) -> Path:
 def tiny_data(tiny_source, tmp_path_factory) -> str:
     """What prepare makes of it: two training shards of 16 samples, 4 for validation, 4 to test."""
     from mobileclip.config import Prepare
-    from mobileclip.report import LogTracker
     from mobileclip.stages import prepare
+    from mobileclip.tracking.protocol import LogTracker
 
     out = str(tmp_path_factory.mktemp("prepare"))
     prepare.run(Prepare(shard_samples=16), out=out, tracker=LogTracker(), source=str(tiny_source))
@@ -101,8 +101,8 @@ def reinforce_config() -> "Reinforce":
 @pytest.fixture(scope="session")
 def tiny_reinforced(tiny_captioned, tiny_teachers, reinforce_config, tmp_path_factory) -> str:
     """The reinforced dataset of one run."""
-    from mobileclip.report import LogTracker
     from mobileclip.stages import reinforce
+    from mobileclip.tracking.protocol import LogTracker
 
     out = str(tmp_path_factory.mktemp("reinforce"))
     reinforce.run(reinforce_config, out=out, tracker=LogTracker(), data=tiny_captioned, teachers=tiny_teachers)
@@ -114,11 +114,11 @@ _TOGETHER = {
     "tests/formats/": "formats",
     "tests/evaluation/": "evaluation",
     "tests/stages/test_evaluate.py": "evaluation",
-    "tests/test_compare.py": "evaluation",
+    "tests/evaluation/test_compare.py": "evaluation",
     "tests/promotion/": "promotion",
     "tests/stages/test_promote.py": "promotion",
     "tests/lineage/": "promotion",
-    "tests/test_tracking.py": "promotion",
+    "tests/tracking/test_runs.py": "promotion",
 }
 
 

@@ -16,7 +16,9 @@ from PIL import Image
 
 from mobileclip import config, entry, manifest
 from mobileclip.data import images
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import read_samples
+from mobileclip.lineage import record as records
 from mobileclip.models import zoo
 
 COLORS = {
@@ -108,8 +110,8 @@ def finish(stage: str, section: config.Section, out: Path, metrics: dict[str, fl
     """Leave config, metrics and record as the door does after a stage."""
     entry._write_json(str(out), "config.json", section.model_dump(mode="json"))
     entry._write_json(str(out), "metrics.json", metrics)
-    record = entry.describe(stage, section, str(out), {name: str(path) for name, path in inputs.items()})
-    entry._write_json(str(out), entry.RECORD, record)
+    record = records.build_record(stage, section, str(out), {name: str(path) for name, path in inputs.items()})
+    entry._write_json(str(out), records.RECORD, record)
 
 
 def evaluate(root: Path, data: Path, student: Path, *, seed: int = 0) -> Path:
@@ -137,7 +139,7 @@ def _teach_colors(clip: zoo.Clip, data: Path) -> None:
     samples = list(read_samples(str(data), content, "train"))
     size, filter_ = clip.preprocess.size, clip.preprocess.interpolation
     pixels = torch.stack([images.resize(images.decode(s.image), size, filter_) for s in samples])
-    features = clip.encode_image(zoo.image_tensor(pixels, clip.preprocess)).double()
+    features = clip.encode_image(image_tensor(pixels, clip.preprocess)).double()
     colors = list(COLORS)
     target = torch.tensor([[float(s.metadata["group"] == c) for c in colors] for s in samples]).double()
     eye = 1e-6 * torch.eye(features.shape[1]).double()

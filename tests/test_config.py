@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from mobileclip.chain import CHAIN
 from mobileclip.config import STAGES, Distill, Params, Prepare, Teacher, TrainTeacher, check_section, read_params
+from mobileclip.config.params_file import render
 from mobileclip.errors import ConfigError
-from mobileclip.params_file import render
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(itertools.chain(ROOT.glob("params.yaml"), ROOT.glob("params/*.yaml")))

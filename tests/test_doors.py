@@ -13,7 +13,7 @@ import yaml
 
 from mobileclip import __version__
 from mobileclip.chain import CHAIN
-from mobileclip.provenance import code_digest
+from mobileclip.lineage.record import code_digest
 from tests.tiny_chain import params, write_params
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def test_all_doors_leave_the_same_records(project, said):
 def image():
     """The project's image, of this very code; skipped where there is no engine, unless one is asked for."""
     name = os.environ.get("MOBILECLIP_IMAGE") or f"mobileclip-pipelines:{__version__}"
-    probe = "from mobileclip.provenance import code_digest; print(code_digest())"
+    probe = "from mobileclip.lineage.provenance import code_digest; print(code_digest())"
     try:
         found = subprocess.run(
             ["docker", "run", "--rm", name, "python3", "-c", probe], capture_output=True, text=True, check=False

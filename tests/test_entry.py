@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mobileclip import manifest, provenance
+from mobileclip import manifest
 from mobileclip.config import Filter, Prepare, Reinforce, TeacherRef, Views
-from mobileclip.entry import input_digest, is_current, run_stage
+from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, DataError, MobileClipError
+from mobileclip.lineage import record as records
+from mobileclip.lineage.record import input_digest, is_current
 from mobileclip.storage import digest_file
 
 ROOT = Path(__file__).parents[1]
@@ -222,4 +224,4 @@ def test_a_damaged_shard_stops_a_stage_with_bad_input(prepared, tiny_teachers, t
 def test_the_code_digest_is_that_of_the_package(tmp_path):
     names = [p for p in (ROOT / "mobileclip").rglob("*") if p.suffix in {".py", ".json", ".html", ".css", ".js"}]
     expected = {p.relative_to(ROOT / "mobileclip").as_posix(): digest_file(p) for p in names}
-    assert provenance.code_digest() == manifest.spec_digest(expected)
+    assert records.code_digest() == manifest.spec_digest(expected)

@@ -9,19 +9,27 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A library and the only modules of `mobileclip` that may import it.
+# A library and the only modules of `mobileclip` that may import it; a package stands for all that is in it.
 ONLY = {
-    "mlflow": {"mobileclip.tracking", "mobileclip.student_pyfunc"},
-    "boto3": {"mobileclip.storage.s3"},
-    "botocore": {"mobileclip.storage.s3"},
-    "kubernetes": {"mobileclip.cluster"},
-    "kubeflow": {"mobileclip.cluster"},
-    "kfp": set(),
-    "dvc": set(),
+    "mlflow": ("mobileclip.tracking", "mobileclip.promotion.student_pyfunc"),
+    "boto3": ("mobileclip.storage",),
+    "botocore": ("mobileclip.storage",),
+    "kubernetes": ("mobileclip.kubeflow",),
+    "kubeflow": ("mobileclip.kubeflow",),
+    "kfp": (),
+    "dvc": (),
 }
+# From the bottom up: a package imports those before it, never those behind it.
+LAYERS = (
+    "errors", "storage", "config", "parallel", "chain", "manifest", "lineage", "data", "convert", "models", "tracking",
+    "evaluation", "planning", "training", "formats", "promotion", "reports", "stages", "entry", "kubeflow", "cli",
+    "__main__",
+)  # fmt: skip
+# Root modules: the door, and what all rooms share.
+ROOT_MODULES = {"__init__", "__main__", "chain", "entry", "errors", "manifest", "parallel"}
 LIGHT = (
-    "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "commands", "params_file", "parallel",
-    "ranks", "report", "tools",
+    "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "cli.commands", "cli.tools",
+    "config.params_file", "parallel", "tracking.protocol", "lineage.record",
 )  # fmt: skip
 HEAVY = {
     "torch",
@@ -42,10 +50,63 @@ def graph() -> grimp.ImportGraph:
     return grimp.build_graph("mobileclip", include_external_packages=True, cache_dir=None)
 
 
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.fixture(scope="module")
+def arrows(graph) -> dict[tuple[str, str], list[str]]:
+    """Every pair of rooms of which the first imports the second, with the imports, those within functions included."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for module in graph.modules:
+        if not module.startswith("mobileclip."):
+            continue
+        for imported in graph.find_modules_directly_imported_by(module):
+            if imported.startswith("mobileclip.") and _room(module) != _room(imported):
+                found.setdefault((_room(module), _room(imported)), []).append(f"{module} -> {imported}")
+    return found
+
+
 @pytest.mark.parametrize("library", ONLY)
-def test_only_one_file_imports_it(graph, library):
+def test_only_its_package_imports_a_library(graph, library):
     importers = graph.find_modules_that_directly_import(library) if library in graph.modules else set()
-    assert importers <= ONLY[library]
+    strangers = {name for name in importers if not any(f"{name}.".startswith(f"{place}.") for place in ONLY[library])}
+    assert not strangers
+
+
+def test_the_root_holds_the_door_and_what_all_share():
+    assert {path.stem for path in (ROOT / "mobileclip").glob("*.py")} == ROOT_MODULES
+
+
+def test_every_room_has_its_layer(graph):
+    assert {_room(name) for name in graph.modules if name.startswith("mobileclip.")} == set(LAYERS)
+
+
+def test_rooms_import_only_what_lies_below_them(arrows):
+    upward = {pair: imports for pair, imports in arrows.items() if LAYERS.index(pair[0]) < LAYERS.index(pair[1])}
+    assert upward == {}
+
+
+def test_no_two_rooms_import_each_other(arrows):
+    assert not [pair for pair in arrows if pair[::-1] in arrows]
+
+
+def test_there_is_no_circle_of_imports(graph):
+    """Between any two modules, imports within functions included."""
+    below = {name for name in graph.modules if name.startswith("mobileclip")}
+    for module in sorted(below):
+        for imported in graph.find_modules_directly_imported_by(module) & below:
+            back = graph.find_shortest_chain(imported, module)
+            assert back is None, (module, back)
+
+
+def test_every_format_has_the_same_files():
+    from mobileclip.formats.registry import FORMATS
+
+    for name in FORMATS:
+        assert {"writer", "runtime"} <= {path.stem for path in (ROOT / "mobileclip" / "formats" / name).glob("*.py")}, (
+            name
+        )
 
 
 def test_stages_never_import_each_other(graph):
@@ -55,43 +116,12 @@ def test_stages_never_import_each_other(graph):
         assert not graph.find_modules_directly_imported_by(stage) & (stages - {stage})
 
 
-def test_the_work_knows_nothing_of_doors_and_stages(graph):
-    above = {
-        "mobileclip.entry",
-        "mobileclip.commands",
-        "mobileclip.tools",
-        "mobileclip.__main__",
-        "mobileclip.stages",
-        "mobileclip.tracking",
-    }
-    for package in ("data", "models", "training", "evaluation", "formats"):
-        for module in graph.find_descendants(f"mobileclip.{package}"):
-            imported = graph.find_modules_directly_imported_by(module)
-            assert not {name for name in imported if name in above or name.startswith("mobileclip.stages.")}, module
-
-
-def test_stages_know_nothing_of_tracking_and_doors(graph):
+def test_only_promote_knows_tracking_of_the_stages(graph):
     for stage in graph.find_children("mobileclip.stages") - {"mobileclip.stages.promote"}:
         imported = graph.find_modules_directly_imported_by(stage)
-        assert not imported & {"mobileclip.tracking", "mobileclip.entry", "mobileclip.commands", "mobileclip.tools"}, (
-            stage
-        )
-
-
-def test_there_is_no_circle_of_imports_between_packages(graph):
-    """At module level: imports within functions may close one (the door opens tracking, tracking asks for digests)."""
-    packages = ("data", "models", "training", "evaluation", "formats", "stages")
-    for lower, upper in [
-        ("models", "training"),
-        ("models", "stages"),
-        ("data", "training"),
-        ("data", "stages"),
-        ("training", "stages"),
-    ]:
-        assert lower in packages
-        assert upper in packages
-        chain = graph.find_shortest_chain(f"mobileclip.{lower}", f"mobileclip.{upper}", as_packages=True)
-        assert chain is None, chain
+        assert not {name for name in imported if name.startswith("mobileclip.tracking")} - {
+            "mobileclip.tracking.protocol"
+        }
 
 
 @pytest.mark.parametrize("folder", ["components", "pipelines"])

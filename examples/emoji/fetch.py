@@ -17,8 +17,8 @@ from pathlib import Path
 import tyro
 
 from examples.emoji.packages import Package, check_archive, load_packages
-from mobileclip import npm
 from mobileclip.errors import DataError, IntegrityError
+from mobileclip.formats.bundle import npm
 
 DEFAULT_CACHE = Path("data/raw/.packages")
 TIMEOUT_S = 900

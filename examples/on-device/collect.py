@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from mobileclip.errors import DataError, MobileClipError
-from mobileclip.formats import contract, device_results
+from mobileclip.formats import contract
 from mobileclip.formats.contract import Contract
-from mobileclip.formats.device_results import Device, DeviceResults
+from mobileclip.formats.measure import device_results
+from mobileclip.formats.measure.device_results import Device, DeviceResults
 
 
 def collect(agreed: Contract, logs: Path, device: Device) -> tuple[DeviceResults, list[str]]:

@@ -15,10 +15,10 @@ from mobileclip.data.augment import OPS, apply_operation, apply_view, draw_views
 from mobileclip.data.columns import ColumnReader, unpack_texts
 from mobileclip.data.images import decode, resize, to_tensor
 from mobileclip.data.order import Place, Rows, Steps, place_batch
+from mobileclip.data.preprocess import Preprocess
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError, EmptyError
 from mobileclip.manifest import Manifest, Shard
-from mobileclip.models.zoo import Preprocess
 
 __all__ = ["Item", "PairDataset", "Recipe", "TeacherInput", "batches", "collate_teachers", "place_batch"]
 

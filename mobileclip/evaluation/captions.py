@@ -9,8 +9,6 @@ from itertools import chain, combinations
 import numpy as np
 import torch
 
-from mobileclip.evaluation.figures import ACCENT, INK, new_figure, to_png
-
 REASONS = ("empty", "short", "loop")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 # A phrase of one or two words said three times in a row is a loop ("2 2 2"); of a longer one the second time is.
@@ -103,17 +101,6 @@ def clip_score(captions: Sequence[Sequence[str]], image_features: torch.Tensor, 
     """
     owners = torch.repeat_interleave(torch.arange(len(captions)), torch.tensor([len(row) for row in captions]))
     return float((image_features[owners] * text_features).sum(dim=1).mean())
-
-
-def draw_lengths(lengths: dict[int, int]) -> bytes:
-    """Bar chart of caption lengths as PNG."""
-    figure, axes = new_figure()
-    axes.bar(list(lengths), list(lengths.values()), color=ACCENT, width=0.8)
-    axes.set_xlabel("Words per caption", color=INK)
-    axes.set_ylabel("Captions", color=INK)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    return to_png(figure)
 
 
 def _loops(said: list[str]) -> bool:

@@ -24,7 +24,8 @@ def load(
         DataError: There is no such program.
         IntegrityError: A file is not the one the contract was written for.
     """
-    from mobileclip.formats import bundle, runtime  # the package itself imports without a runtime
+    from mobileclip.formats import runtime  # the package itself imports without a runtime
+    from mobileclip.formats.bundle import archive as bundle
 
     if str(path).endswith(bundle.SUFFIX):
         path = bundle.unpacked(path)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from mobileclip import manifest
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.formats.digests import digest
-from mobileclip.formats.interface import Record, TensorSpec
+from mobileclip.formats.program_ports import Record, TensorSpec
 from mobileclip.manifest import WebAddress
 
 SCHEMA_VERSION = 2
@@ -131,7 +131,7 @@ class Bank(Record):
     budget: PositiveFloat
     """Largest `error` allowed."""
     figures: dict[str, float]
-    """Proof against the student's own text tower; `mobileclip.formats.prompt_bank` defines each."""
+    """Proof against the student's own text tower; `mobileclip.formats.bundle.prompt_bank` defines each."""
 
 
 class Attribution(manifest.Attribution):

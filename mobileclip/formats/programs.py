@@ -17,8 +17,8 @@ from mobileclip.config import Export
 from mobileclip.errors import ConfigError, ExportError
 from mobileclip.formats import contract, environment, proof, registry, sensitivity
 from mobileclip.formats.contract import Program, Tower
-from mobileclip.formats.interface import Kind, TensorSpec, disagreement
-from mobileclip.formats.job import BATCH, Job, Written
+from mobileclip.formats.export_job import BATCH, Job, Written
+from mobileclip.formats.program_ports import Kind, TensorSpec, disagreement
 from mobileclip.formats.proof import Reference
 from mobileclip.formats.runtime import filled, load_program
 from mobileclip.formats.towers import IMAGE_INPUT, IMAGE_OUTPUT, TEXT_INPUT, TEXT_OUTPUT, Towers

@@ -1,4 +1,4 @@
-"""The program formats: one row says what a format is called, needs, can hold, and which module writes and opens it.
+"""The program formats: one row says what a format is called, needs and can hold, its folder writes and opens it.
 
 Reading the table loads neither torch nor a runtime.
 """
@@ -12,7 +12,7 @@ from types import ModuleType
 
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.formats.contract import Tower
-from mobileclip.formats.interface import Kind
+from mobileclip.formats.program_ports import Kind
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,9 @@ class Format:
     """One program format.
 
     Attributes:
-        name: As in `export.formats`.
+        name: As in `export.formats`, and the folder below `mobileclip.formats` with the modules `writer`
+            (`write(job)`) and `runtime` (`open_program(path, threads)`).
         suffix: Of its files, with the dot.
-        module: Module below `mobileclip.formats` with `write(job)`.
-        opener: Module below `mobileclip.formats` with `open_program(path, threads)`.
         extra: Extra of the project that installs it.
         packages: Import names that must be there, in writing and in running.
         precisions: What each tower can be written in.
@@ -35,8 +34,6 @@ class Format:
 
     name: str
     suffix: str
-    module: str
-    opener: str
     extra: str
     packages: tuple[str, ...]
     precisions: Mapping[Tower, tuple[str, ...]]
@@ -58,36 +55,36 @@ FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
         Format(
-            "onnx", ".onnx", "onnx", "onnx_runtime", "export", ("onnx", "onnxruntime", "onnxscript"),
+            "onnx", ".onnx", "export", ("onnx", "onnxruntime", "onnxscript"),
             {"image": ("float32", "float16", "int8_static", "int8_weights"),
              "text": ("float32", "float16", "int8", "int8_weights", "int4_weights")},
             any_rows=True,
         ),
         Format(
-            "executorch", ".pte", "executorch", "executorch_runtime", "executorch", ("executorch", "torchao"),
+            "executorch", ".pte", "executorch", ("executorch", "torchao"),
             # Half precision of the image tower is beyond its budget in this runtime's own kernels.
             {"image": ("float32", "int8_static"), "text": ("float32", "float16", "int8")},
         ),
         Format(
             # On the platforms where its Core ML backend is to be had, executorch itself asks for coremltools.
-            "executorch_coreml", ".coreml.pte", "executorch_coreml", "executorch_coreml_interpreter", "executorch",
+            "executorch_coreml", ".coreml.pte", "executorch",
             ("executorch", "torchao", "coremltools"),
             {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
             executed=False,
         ),
         Format(
-            "litert", ".tflite", "litert", "litert_runtime", "litert", ("ai_edge_litert",),
+            "litert", ".tflite", "litert", ("ai_edge_litert",),
             {"image": ("float32", "float16", "int8_static", "int8_weights"),
              "text": ("float32", "float16", "int8", "int8_weights")},
             environment="litert",
         ),
         Format(
-            "coreml", ".mlpackage", "coreml", "coreml_interpreter", "coreml", ("coremltools",),
+            "coreml", ".mlpackage", "coreml", ("coremltools",),
             {"image": ("float32", "float16", "int8_weights"), "text": ("float32", "float16", "int8_weights")},
             executed=False, pictures=True,
         ),
         Format(
-            "coreai", ".aimodel", "coreai", "coreai_engine", "train", (),
+            "coreai", ".aimodel", "train", (),
             {"image": ("float32", "float16"), "text": ("float32", "float16")},
             executed=False, environment="coreai",
         ),
@@ -122,7 +119,7 @@ def writer(name: str) -> ModuleType:
     Raises:
         ConfigError: A package is missing.
     """
-    return importlib.import_module(f"mobileclip.formats.{require(name).module}")
+    return importlib.import_module(f"mobileclip.formats.{require(name).name}.writer")
 
 
 def opener(path: PurePath) -> ModuleType:
@@ -135,6 +132,6 @@ def opener(path: PurePath) -> ModuleType:
     found = [row for row in FORMATS.values() if path.name.endswith(row.suffix)]
     if found:
         row = require(max(found, key=lambda row: len(row.suffix)).name)
-        return importlib.import_module(f"mobileclip.formats.{row.opener}")
+        return importlib.import_module(f"mobileclip.formats.{row.name}.runtime")
     known = ", ".join(sorted(row.suffix for row in FORMATS.values()))
     raise DataError(f"programs: '{path.name}' is of no known format, want {known}.")

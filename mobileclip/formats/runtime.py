@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.formats import contract, registry
 from mobileclip.formats.contract import Contract
-from mobileclip.formats.interface import Port, disagreement
+from mobileclip.formats.program_ports import Port, disagreement
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from mobileclip import dvc_remote, storage
+from mobileclip import storage
 from mobileclip.lineage.trace import Trace, is_copy
+from mobileclip.storage import dvc_remote
 
 _LOCK, _POINTER = "dvc.lock", ".dvc"
 _LABEL = "dvc"

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mobileclip import entry, manifest, storage
+from mobileclip import manifest, storage
 from mobileclip.config import STAGES
 from mobileclip.errors import MobileClipError
+from mobileclip.lineage import record as records
 
 _MAX_DEPTH = 6  # folders between a file and its stage's record
 
@@ -22,7 +23,7 @@ def record_folder(target: str) -> str:
     """The stage folder at or above a path; empty where there is none."""
     folder = storage.join(target)
     for _ in range(_MAX_DEPTH):
-        if storage.exists(storage.join(folder, entry.RECORD)):
+        if storage.exists(storage.join(folder, records.RECORD)):
             return folder
         folder = storage.join(folder, "..")
     return ""
@@ -33,7 +34,7 @@ def index(roots: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for root in roots:
         for folder in _stage_folders(root):
-            uri = storage.join(folder, entry.RECORD)
+            uri = storage.join(folder, records.RECORD)
             with contextlib.suppress(OSError):  # someone else's folder
                 if storage.exists(uri):
                     found[hashlib.sha256(storage.read_bytes(uri)).hexdigest()] = folder
@@ -76,7 +77,7 @@ def part_of(digest: str, known: Mapping[str, str]) -> str:
 def _files(folder: str) -> dict[str, str]:
     """Digests by name that a stage's record has; none where the file of that name is no record of ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        record = json.loads(storage.read_bytes(storage.join(folder, entry.RECORD)))
+        record = json.loads(storage.read_bytes(storage.join(folder, records.RECORD)))
         return {str(name): str(sha256) for name, sha256 in record["files"].items()}
     return {}
 
@@ -87,7 +88,7 @@ def raw_folder(digest: str, roots: Sequence[str], known: Mapping[str, str]) -> s
         if any(_within(folder, root) for folder in known.values()):
             continue  # a folder of runs is no raw input, and hashing it would read everything that was ever run there
         try:
-            if entry.input_digest(root) == digest:
+            if records.input_digest(root) == digest:
                 return root
         except MobileClipError:
             continue

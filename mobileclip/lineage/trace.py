@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobileclip import entry, manifest, storage
+from mobileclip import manifest, storage
 from mobileclip.chain import step
 from mobileclip.config import STAGES
 from mobileclip.lineage import places
+from mobileclip.lineage import record as records
 from mobileclip.lineage.contents import describe
 from mobileclip.lineage.licenses import Terms, Use, binding
 
@@ -91,27 +92,17 @@ class Trace:
         return [f"{node.stage}: {problem}" for node in self.nodes for problem in node.problems] + lost
 
 
-def trace(target: str, *, roots: Sequence[str] = (), files: bool = True) -> Trace:
-    """Follow a file, a stage folder or a registered model (`models:/NAME@champion`) back to the data.
-
-    A program or bundle that lies alone, as on a phone, is found by its bytes among the registered versions.
+def trace_folder(target: str, folder: str, *, roots: Sequence[str] = (), files: bool = True) -> Trace:
+    """Follow something in a stage's folder back to the data.
 
     Args:
-        target: Local path, `s3://` URI or `models:/` URI.
+        target: Local path or URI in the folder, or the folder itself.
+        folder: The folder with the record.
         roots: Further folders in whose subfolders earlier stages may lie, or raw inputs themselves.
-        files: Hash shards and columns anew as well, not only records, models and programs.
-
-    Raises:
-        DataError: No record is found at or above the target, and no registered version knows it.
+        files: Hash shards and columns as well, not only records, models and programs.
     """
-    registered = target.startswith("models:/")
-    folder = "" if registered else places.record_folder(target)
-    if not folder:
-        from mobileclip.lineage.registered import trace_file, trace_version  # they load torch, and follow records here
-
-        return (trace_version if registered else trace_file)(target, roots, files=files)
     neighbors = places.index([*places.surroundings(folder), *roots])
-    start = hashlib.sha256(storage.read_bytes(storage.join(folder, entry.RECORD))).hexdigest()
+    start = hashlib.sha256(storage.read_bytes(storage.join(folder, records.RECORD))).hexdigest()
     found = follow(target, {**neighbors, start: folder}, start, roots, files=files)
     own = storage.relative(target, folder)
     if own not in {".", ""} and not any(name == own or name.startswith(f"{own}/") for name in _names(found.nodes[0])):
@@ -127,7 +118,7 @@ def is_copy(uri: str) -> bool:
 def copy_records(found: Trace, folder: Path) -> None:
     """Copy every record with its config, metrics, manifest and model cards, so that the chain outlives its folders."""
     for node in found.nodes:
-        names = {entry.RECORD, "config.json", "metrics.json", "contract.json", manifest.FILE_NAME}
+        names = {records.RECORD, "config.json", "metrics.json", "contract.json", manifest.FILE_NAME}
         names |= {name for name in node.record["files"] if name.rpartition("/")[2] == _CARD}
         for name in sorted(names):
             uri = storage.join(node.uri, name)
@@ -168,7 +159,7 @@ def follow(target: str, known: Mapping[str, str], start: str, roots: Sequence[st
 
 
 def _node(uri: str, digest: str, hashed: dict[str, bool], *, files: bool) -> Node:
-    record = json.loads(storage.read_bytes(storage.join(uri, entry.RECORD), sha256=digest))
+    record = json.loads(storage.read_bytes(storage.join(uri, records.RECORD), sha256=digest))
     node = Node(record["stage"], uri, digest, record)
     counts = {"checked": 1, "absent": 0}
     kept = is_copy(uri)
@@ -245,7 +236,7 @@ def _model_uses(node: Node) -> list[Use]:
 
 
 def _names(node: Node) -> list[str]:
-    listed = [*node.record["files"], entry.RECORD]
+    listed = [*node.record["files"], records.RECORD]
     if storage.exists(storage.join(node.uri, manifest.FILE_NAME)):
         listed += [path for path, _ in _listed_files(manifest.read(node.uri))]
     return listed

@@ -22,9 +22,9 @@ import timm
 import torch
 from open_clip.factory import get_model_config
 
+from mobileclip.data.preprocess import Preprocess
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models.architectures import own_names, register
-from mobileclip.models.clip import Preprocess
 from mobileclip.models.pointwise import without_stride
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
 from mobileclip.models.text_repmixer import clip_with_text_repmixer

@@ -6,26 +6,7 @@ from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How pixels become a model's input: resize to `size`, divide by 255, subtract `mean`, divide by `std`."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bicubic"
-
-    def as_open_clip(self) -> dict[str, Any]:
-        """The dictionary open_clip stores as `preprocess_cfg`."""
-        return {
-            "size": self.size,
-            "mode": "RGB",
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.interpolation,
-            "resize_mode": "squash",
-        }
+from mobileclip.data.preprocess import Preprocess
 
 
 @dataclass
@@ -82,22 +63,3 @@ class Clip:
             used = (tokens != model.text.config.pad_token_id).sum(dim=1)
             tokens = tokens[:, : max(1, int(used.max()))]
         return model.encode_text(tokens.to(model.logit_scale.device), normalize=True).float()
-
-
-def image_tensor(pixels: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
-    """uint8 RGB [batch, 3, size, size] to a model's normalized float32 input."""
-    batch, channels, height, width = pixels.shape
-    mean = torch.tensor(preprocess.mean, device=pixels.device)
-    std = torch.tensor(preprocess.std, device=pixels.device)
-    last = pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous()
-    if last:
-        # As Pillow writes them: rows of `width` pixels make the same numbers three times faster than steps of three do.
-        rows, mean, std = pixels.permute(0, 2, 3, 1).flatten(2), mean.repeat(width), std.repeat(width)
-    else:
-        rows, mean, std = pixels, mean.view(3, 1, 1), std.view(3, 1, 1)
-    found = torch.empty(rows.shape, device=pixels.device)
-    # On a CPU picture by picture, which stays in its cache: a third of the time of a whole batch, step by step.
-    step = 1 if pixels.device.type == "cpu" else max(batch, 1)
-    for part, place in zip(torch.split(rows, step), torch.split(found, step), strict=True):
-        torch.div(part, 255, out=place).sub_(mean).div_(std)
-    return found.view(batch, height, width, channels).permute(0, 3, 1, 2) if last else found

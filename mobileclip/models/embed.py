@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.errors import MobileClipError
-from mobileclip.models.zoo import Clip, image_tensor
+from mobileclip.models.zoo import Clip
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,13 @@ from open_clip.factory import get_model_config
 from safetensors.torch import save as save_safetensors
 
 from mobileclip import storage
+from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import hub
 from mobileclip.models.architectures import register
 from mobileclip.models.building import architecture, build, build_tokenizer, default_preprocess, hub_files
 from mobileclip.models.checkpoints import DAMAGE, SUFFIXES, first_line, fit, read
-from mobileclip.models.clip import Clip, Preprocess, image_tensor
+from mobileclip.models.clip import Clip
 from mobileclip.models.published import (
     APPLE_LICENSE,
     VARIANTS,

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobileclip.formats import contract, device_results
-from mobileclip.formats.device_results import DeviceResults
+from mobileclip.formats import contract
+from mobileclip.formats.measure import device_results
+from mobileclip.formats.measure.device_results import DeviceResults
 from mobileclip.promotion import registry, student_model
 
 TAG = "latency.device/"

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobileclip import entry, storage
+from mobileclip import storage
 from mobileclip.errors import DataError
+from mobileclip.evaluation import paired as comparison
 from mobileclip.lineage import places, view
+from mobileclip.lineage import record as records
 from mobileclip.lineage import trace as lineage
 from mobileclip.lineage.trace import Trace
-from mobileclip.promotion import comparison, student_model
+from mobileclip.promotion import registered, student_model
 from mobileclip.promotion.gates import Champion, Evidence, Verdict
 from mobileclip.promotion.model_card import model_card
 
@@ -68,7 +70,7 @@ def gather(*, student: str, evaluation: str, programs: str, files: bool) -> Bund
     folders = {"student": student, "evaluation": evaluation, "programs": programs}
     roots = [root for folder in folders.values() for root in places.surroundings(folder)]
     traces = {
-        name: lineage.trace(folder, roots=list(dict.fromkeys(roots)), files=files and name == "student")
+        name: registered.trace(folder, roots=list(dict.fromkeys(roots)), files=files and name == "student")
         for name, folder in folders.items()
     }
     checkpoint = storage.local_dir(_checkpoint(student))
@@ -146,7 +148,7 @@ def _students(
     folders: Mapping[str, str], traces: Mapping[str, Trace], card: Mapping[str, Any], contract: Mapping[str, Any]
 ) -> dict[str, str]:
     """Which student each folder is about, by the digest of the student's folder; programs by their weights too."""
-    own = entry.input_digest(folders["student"])
+    own = records.input_digest(folders["student"])
     found = {"student": own}
     for name in ("evaluation", "programs"):
         found[name] = str(traces[name].nodes[0].record["inputs"].get(_STUDENT, "none"))

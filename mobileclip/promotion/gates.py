@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mobileclip.config import Gate
+from mobileclip.evaluation import paired as comparison
 from mobileclip.lineage.licenses import Use, binding, is_allowed, not_commercial
-from mobileclip.promotion import comparison
 
 _STUDENT = "student"
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mobileclip import provenance
 from mobileclip.errors import DataError, IntegrityError
+from mobileclip.lineage import provenance
 from mobileclip.promotion import registry as registries
 from mobileclip.promotion.registry import CHAMPION, Registry
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mobileclip import attribution
+from mobileclip.lineage import attribution
 from mobileclip.lineage.licenses import Terms, because, binding
 from mobileclip.lineage.trace import Trace
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mobileclip import tracking
 from mobileclip.errors import DataError
+from mobileclip.tracking import runs as tracking
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from mobileclip import tracking
 from mobileclip.data import images
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.errors import IntegrityError
 from mobileclip.models import zoo
+from mobileclip.tracking import runs as tracking
 
 _REQUIREMENTS = (
     "mlflow",
@@ -85,7 +86,7 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
     with tempfile.TemporaryDirectory() as folder:
         # Copies with plain names: MLflow writes the paths it is given into the model.
         root = Path(folder)
-        shutil.copy(_PACKAGE / "student_pyfunc.py", root / "student_pyfunc.py")
+        shutil.copy(Path(__file__).with_name("student_pyfunc.py"), root / "student_pyfunc.py")
         modules = [root / f"mobileclip_{name}.py" for name in _MODULES]
         for name, module in zip(_MODULES, modules, strict=True):
             shutil.copy(_PACKAGE / "models" / f"{name}.py", module)
@@ -108,7 +109,7 @@ def _prove(mlflow: Any, target: Path, *, student: Path, example: bytes) -> None:
     clip = zoo.load(f"local-dir:{student}")
     size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
     pixels = images.resize(images.decode(example), size, interpolation)[None]
-    wanted = torch.cat([clip.encode_image(zoo.image_tensor(pixels, clip.preprocess)), clip.encode_text([_TEXT])])
+    wanted = torch.cat([clip.encode_image(image_tensor(pixels, clip.preprocess)), clip.encode_text([_TEXT])])
     path = list(sys.path)
     try:
         found = mlflow.pyfunc.load_model(str(target)).predict({"image": [example], "text": [_TEXT]})

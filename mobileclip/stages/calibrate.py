@@ -15,10 +15,10 @@ from mobileclip.data.embeddings import decode_all
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.evaluation.calibration import Ensemble, Pair, compare, curve, grow, joint, likelihoods
-from mobileclip.evaluation.figures import save_bars, save_curves
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import zoo
-from mobileclip.report import Tracker
+from mobileclip.reports.figures import save_bars, save_curves
+from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.validation import retrieval_validation

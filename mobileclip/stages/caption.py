@@ -16,15 +16,18 @@ from mobileclip import manifest, storage
 from mobileclip.config import Caption
 from mobileclip.data.columns import ColumnPlan, Tensors, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.images import decode, resize
+from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.data.progress import write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, MobileClipError
-from mobileclip.evaluation.captions import Quality, assess, clip_score, draw_lengths, fault
+from mobileclip.evaluation.captions import Quality, assess, clip_score, fault
 from mobileclip.manifest import Column, Manifest, Shard
-from mobileclip.models import credit, zoo
+from mobileclip.models import attributions as credit
+from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, check, write_captions
-from mobileclip.report import Tracker
+from mobileclip.reports.figures import draw_lengths
+from mobileclip.tracking.protocol import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +133,7 @@ def _compute(config: Caption, clip: zoo.Clip, data: str, shard: Shard, _: list[s
     rows: list[list[str]] = []
     progress = tqdm(total=shard.samples, desc=shard.name, unit="image", leave=False, disable=None)
     for uids, pixels in _batches(ShardReader(data, shard), clip.preprocess, config.batch_size):
-        images = zoo.image_tensor(pixels, clip.preprocess).to(device)
+        images = image_tensor(pixels, clip.preprocess).to(device)
         rows += write_captions(
             clip, images, uids, num_captions=config.num_captions, sampling=_sampling(config), seed=config.seed
         )
@@ -141,7 +144,7 @@ def _compute(config: Caption, clip: zoo.Clip, data: str, shard: Shard, _: list[s
 
 
 def _batches(
-    reader: ShardReader, preprocess: zoo.Preprocess, batch_size: int, limit: int = 0
+    reader: ShardReader, preprocess: Preprocess, batch_size: int, limit: int = 0
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """Uids and uint8 pixels [batch, 3, size, size]; the next pictures are decoded while a batch is worked on."""
 

@@ -4,14 +4,16 @@ import logging
 
 import torch
 
-from mobileclip import attribution, manifest, storage
+from mobileclip import manifest, storage
 from mobileclip.config import Distill
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError
+from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution, Manifest
-from mobileclip.models import credit, zoo
+from mobileclip.models import attributions as credit
+from mobileclip.models import zoo
 from mobileclip.models.interpolate import mix_in, snapshot
-from mobileclip.report import Tracker
+from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings

@@ -8,15 +8,19 @@ from typing import Any
 import mobileclip
 from mobileclip import manifest, storage
 from mobileclip.config import Evaluate
-from mobileclip.evaluation import cost, exhibits, extras, plots, report_data
+from mobileclip.evaluation import cost
+from mobileclip.evaluation import optional_scores as extras
 from mobileclip.evaluation.assess import Assessment, assess, metrics, results
 from mobileclip.evaluation.features import embed_split
-from mobileclip.evaluation.report_page import Report, render
+from mobileclip.evaluation.sample_table import sample_table
 from mobileclip.evaluation.scores import CONTROL, STUDENT
-from mobileclip.evaluation.table import sample_table
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
-from mobileclip.report import Tracker
+from mobileclip.reports import data as report_data
+from mobileclip.reports import examples as exhibits
+from mobileclip.reports import plots
+from mobileclip.reports.page import Report, render
+from mobileclip.tracking.protocol import Tracker
 
 HISTORY = "history.jsonl"
 

@@ -13,15 +13,22 @@ from mobileclip import manifest, storage
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError, DataError, IntegrityError
-from mobileclip.formats import bundle, contract, golden, latency, programs, proof, qat, shipping, terms, tokenizer
+from mobileclip.formats import contract, programs, proof
+from mobileclip.formats import contract_writer as terms
+from mobileclip.formats.bundle import archive as bundle
+from mobileclip.formats.bundle import assemble as shipping
+from mobileclip.formats.bundle import golden_values as golden
+from mobileclip.formats.bundle import tokenizer
 from mobileclip.formats.contract import Contract, File, Program
+from mobileclip.formats.measure import latency
 from mobileclip.formats.proof import Reference
+from mobileclip.formats.qat import fine_tune as qat
 from mobileclip.formats.runtime import filled
 from mobileclip.formats.towers import Towers, has_clip_tokenizer, split
 from mobileclip.manifest import Manifest
 from mobileclip.models import zoo
 from mobileclip.models.zoo import Clip
-from mobileclip.report import Tracker
+from mobileclip.tracking.protocol import Tracker
 
 PROOF_FILE, TIMINGS_FILE = "proof.json", "timings.json"
 THREADS = (1, 2)

@@ -12,11 +12,11 @@ from mobileclip.data.images import decode, resize
 from mobileclip.data.progress import write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
-from mobileclip.evaluation.figures import save_histogram
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
-from mobileclip.report import Tracker
+from mobileclip.reports.figures import save_histogram
+from mobileclip.tracking.protocol import Tracker
 
 logger = logging.getLogger(__name__)
 

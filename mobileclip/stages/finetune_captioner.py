@@ -10,24 +10,27 @@ import torch
 from open_clip import CoCa
 from tqdm import tqdm
 
-from mobileclip import attribution, manifest, storage
+from mobileclip import manifest, storage
 from mobileclip.config import FinetuneCaptioner, Training, Views
-from mobileclip.data import ledger
+from mobileclip.data import license_ledger as ledger
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError
-from mobileclip.evaluation.caption_report import caption_page
 from mobileclip.evaluation.caption_scores import bleu4, cider
 from mobileclip.evaluation.captions import assess
-from mobileclip.evaluation.exhibits import thumbnail
+from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution, Manifest
-from mobileclip.models import credit, zoo
+from mobileclip.models import attributions as credit
+from mobileclip.models import zoo
 from mobileclip.models.context import context_length, with_context
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.models.generation import Sampling, write_captions
 from mobileclip.models.trunk import TrunkTower, load_trunk
-from mobileclip.report import Tracker
+from mobileclip.reports.captioner import caption_page
+from mobileclip.reports.examples import thumbnail
+from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.captioning import caption_validation, train_captioner
 from mobileclip.training.contrastive import FREE, checkpoints
@@ -226,10 +229,10 @@ def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> 
     captions: list[str] = []
     for start in tqdm(range(0, len(samples), _BATCH), desc="held-out captions", unit="batch", disable=None):
         part = slice(start, start + _BATCH)
-        images = zoo.image_tensor(pixels[part].to(device), clip.preprocess)
+        images = image_tensor(pixels[part].to(device), clip.preprocess)
         rows = write_captions(clip, images, uids[part], num_captions=1, sampling=greedy, seed=config.seed)
         captions += [row[0] for row in rows]
-    images = zoo.image_tensor(pixels[:_SHOWN].to(device), clip.preprocess)
+    images = image_tensor(pixels[:_SHOWN].to(device), clip.preprocess)
     draws = write_captions(clip, images, uids[:_SHOWN], num_captions=2, sampling=drawn, seed=config.seed)
     references = [_references(sample, config) for sample in samples]
     quality = assess(

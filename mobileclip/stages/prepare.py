@@ -17,11 +17,11 @@ from mobileclip.convert.read import read_datacompdr
 from mobileclip.convert.reading import Reading
 from mobileclip.data import images, lookalikes, sources
 from mobileclip.data.catalog import Catalog, Listed
-from mobileclip.data.ledger import Ledger
+from mobileclip.data.license_ledger import Ledger
 from mobileclip.data.scratch import remove_partial, scratch
 from mobileclip.data.shards import IMAGE_EXTENSIONS, Sample, write_shard
 from mobileclip.errors import DataError
-from mobileclip.report import Tracker
+from mobileclip.tracking.protocol import Tracker
 
 logger = logging.getLogger(__name__)
 

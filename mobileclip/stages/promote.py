@@ -9,18 +9,19 @@ from typing import Any
 
 from PIL import Image
 
-from mobileclip import provenance, storage
+from mobileclip import storage
 from mobileclip.config import Promote
-from mobileclip.lineage import registered
+from mobileclip.lineage import provenance
 from mobileclip.lineage.licenses import binding
-from mobileclip.promotion import candidates, gates, log, registry, release_report, student_model
+from mobileclip.promotion import candidates, gates, log, registered, registry, student_model
 from mobileclip.promotion import evidence as evidences
 from mobileclip.promotion.evidence import Bundle, as_json
 from mobileclip.promotion.gates import Verdict
 from mobileclip.promotion.log import Log
 from mobileclip.promotion.registry import CHALLENGER, Registry
-from mobileclip.promotion.release_report import Release
-from mobileclip.report import Tracker
+from mobileclip.reports import release as release_report
+from mobileclip.reports.release import Release
+from mobileclip.tracking.protocol import Tracker
 
 
 def run(

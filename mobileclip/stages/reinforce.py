@@ -22,10 +22,11 @@ from mobileclip.data.progress import write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest, Shard
-from mobileclip.models import credit, zoo
+from mobileclip.models import attributions as credit
+from mobileclip.models import zoo
 from mobileclip.models.embed import embed_pixels, embed_texts
 from mobileclip.parallel import ahead
-from mobileclip.report import Tracker
+from mobileclip.tracking.protocol import Tracker
 
 GROUND_TRUTH = "captions"
 # Raise when vectors of the same spec would come out otherwise: committed columns are then computed anew.

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mobileclip import attribution, manifest, storage
+from mobileclip import manifest, storage
 from mobileclip.config import Teacher, TrainTeacher, Views
-from mobileclip.data import ledger
+from mobileclip.data import license_ledger as ledger
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError, DataError
+from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution, Manifest
-from mobileclip.models import credit, zoo
+from mobileclip.models import attributions as credit
+from mobileclip.models import zoo
 from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.models.trunk import load_trunk
-from mobileclip.report import Tracker
+from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mobileclip.config import Training
 from mobileclip.data.loader import PairDataset
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.manifest import Manifest
-from mobileclip.models.zoo import Clip, image_tensor
+from mobileclip.models.zoo import Clip
 from mobileclip.training.contrastive import batch_source, checkpoints, run_key, set_grad_checkpointing
 from mobileclip.training.frozen import FrozenTrunk
 from mobileclip.training.locked import drop

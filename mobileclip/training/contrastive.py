@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from mobileclip import storage
 from mobileclip.config import Training
 from mobileclip.data.loader import PairDataset, batches, collate_teachers
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.manifest import spec_digest
-from mobileclip.models.zoo import Clip, image_tensor
+from mobileclip.models.zoo import Clip
 from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import Divergence, feature_loss, reinforced_loss, teacher_agreement
 from mobileclip.training.objective import Features, Losses

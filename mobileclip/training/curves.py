@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mobileclip import storage
-from mobileclip.report import Tracker
+from mobileclip.tracking.protocol import Tracker
 from mobileclip.training.loop import Report, Result
 
 

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset
+from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest
-from mobileclip.models.clip import Clip, Preprocess
-from mobileclip.models.zoo import image_tensor
+from mobileclip.models.clip import Clip
 from mobileclip.parallel import run_forked
 from mobileclip.training.locked import cached_pairs
 from mobileclip.training.objective import Batch

@@ -13,10 +13,11 @@ import torch
 from torch.nn import functional
 
 from mobileclip.data.loader import TeacherInput
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.errors import ConfigError, DataError, MobileClipError
 from mobileclip.manifest import Manifest
 from mobileclip.models.recorded import load_recorded
-from mobileclip.models.zoo import Clip, image_tensor
+from mobileclip.models.zoo import Clip
 from mobileclip.training.contrastive import TeacherFeatures
 from mobileclip.training.loop import Batch
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.errors import EmptyError
 from mobileclip.evaluation.retrieval import best_ranks
 from mobileclip.manifest import Manifest
-from mobileclip.models.zoo import Clip, image_tensor
+from mobileclip.models.zoo import Clip
 from mobileclip.training.frozen import read
 from mobileclip.training.locked import LockedHeads
 

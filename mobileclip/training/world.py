@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mobileclip import ranks
+from mobileclip import parallel
 from mobileclip.errors import ConfigError
 from mobileclip.parallel import Task, process_count, run_all
 
@@ -112,7 +112,7 @@ def join() -> World:
     Raises:
         ConfigError: A device is asked for that is not there.
     """
-    rank, size = ranks.rank(), ranks.world_size()
+    rank, size = parallel.rank(), parallel.world_size()
     device = _device(int(os.environ.get("LOCAL_RANK", "0") or 0))
     if size == 1:
         return World(device=device)

@@ -14,8 +14,8 @@ from mobileclip import manifest
 from mobileclip.config import Calibrate, Params
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import calibrate
+from mobileclip.tracking.protocol import LogTracker
 from tests.tiny_chain import params, write_params
 
 PARAMS = Params.model_validate(params())

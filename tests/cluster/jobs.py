@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from mobileclip import launch
+from mobileclip.kubeflow import launch
 
 SETTINGS = {  # what Kubeflow hands a launcher as its TaskConfig
     "resources": {"limits": {"nvidia.com/gpu": "8", "cpu": "96"}, "requests": {"cpu": "96", "memory": "768Gi"}},

@@ -16,9 +16,10 @@ import pytest
 import yaml
 from kubernetes import client
 
-from mobileclip import cluster, cluster_jobs
-from mobileclip.cluster_jobs import PATCH_FORMS, Job
 from mobileclip.errors import ConfigError, MobileClipError
+from mobileclip.kubeflow import cluster
+from mobileclip.kubeflow import jobs as cluster_jobs
+from mobileclip.kubeflow.jobs import PATCH_FORMS, Job
 from tests.cluster import schemas
 from tests.cluster.jobs import make_job
 

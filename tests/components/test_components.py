@@ -9,10 +9,10 @@ import pytest
 from kfp import dsl
 
 from components.images import IMAGE
-from mobileclip import entry, provenance
 from mobileclip.chain import CHAIN, step
 from mobileclip.errors import ConfigError, IntegrityError, MobileClipError
-from mobileclip.kubeflow_run import GENERATION
+from mobileclip.kubeflow.run import GENERATION
+from mobileclip.lineage import record as records
 from tests.tiny_chain import params
 
 COMMON = {"config", "root", "code", "generation"}
@@ -76,9 +76,9 @@ def prepared(tiny_source, tmp_path):
 
 
 def test_hands_over_a_reference_and_metrics(prepared, tmp_path, tiny_source):
-    out, metrics = prepared(code=provenance.code_digest(), source_digest=entry.input_digest(str(tiny_source)))
+    out, metrics = prepared(code=records.code_digest(), source_digest=records.input_digest(str(tiny_source)))
     reference = json.loads((tmp_path / "artifacts" / "out").read_text())
-    assert reference == {"uri": str(tmp_path / "root/prepare"), "digest": entry.input_digest(reference["uri"])}
+    assert reference == {"uri": str(tmp_path / "root/prepare"), "digest": records.input_digest(reference["uri"])}
     assert out.metadata == {**reference, "stage": "prepare"}
     written = json.loads((tmp_path / "root/prepare/metrics.json").read_text())
     assert json.loads((tmp_path / "artifacts" / "metrics").read_text()) == written
@@ -128,7 +128,7 @@ def test_refuses_a_root_that_another_run_has_taken_over(prepared, tmp_path):
 def test_reuse_hands_over_an_earlier_result_only(prepared, tmp_path):
     prepared()
     root = str(tmp_path / "root")
-    digest = entry.input_digest(f"{root}/prepare")
+    digest = records.input_digest(f"{root}/prepare")
     out = dsl.Artifact(uri=str(tmp_path / "artifacts" / "earlier"))
     reuse = load("reuse", "reuse").python_func
     reuse(stage="prepare", root=root, digest=digest, out=out)

@@ -18,10 +18,10 @@ from mobileclip.convert import convert
 from mobileclip.data.columns import ColumnReader, read_captions
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.shards import ShardReader
-from mobileclip.data.verify import verify
 from mobileclip.errors import ConfigError, DataError, IntegrityError
-from mobileclip.report import LogTracker
+from mobileclip.models.replay import verify
 from mobileclip.stages import calibrate, distill
+from mobileclip.tracking.protocol import LogTracker
 
 
 def _files(folder) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from mobileclip.models.zoo import Preprocess
+from mobileclip.data.preprocess import Preprocess
 
 PREPROCESS = Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 

@@ -11,10 +11,10 @@ from mobileclip import manifest, storage
 from mobileclip.config import Prepare, Reinforce, TeacherRef, Views
 from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect
 from mobileclip.data.embeddings import encode
-from mobileclip.data.verify import verify
 from mobileclip.entry import run_stage
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.models import zoo
+from mobileclip.models.replay import verify
 from tests.models.perturbed import perturbed_clip
 
 
@@ -171,8 +171,8 @@ def test_another_teacher_of_that_name_is_refused(tree, tmp_path):
 def test_a_teacher_from_a_folder_replays(tiny_data, tiny_teachers, tmp_path):
     teacher = TeacherRef(name="first", model=f"local-dir:{tiny_teachers}/first")
     config = Reinforce(views=Views(num_views=1), teachers=[teacher], captions=[], dtype="int8", splits=["validation"])
-    from mobileclip.report import LogTracker
     from mobileclip.stages import reinforce
+    from mobileclip.tracking.protocol import LogTracker
 
     reinforce.run(config, out=str(tmp_path), tracker=LogTracker(), data=tiny_data)
     assert verify(str(tmp_path), samples=2)["replay_min_cosine"]["first"] > 0.999

@@ -16,8 +16,8 @@ from mobileclip.config import Classification, Evaluate, Prepare, Reinforce, Teac
 from mobileclip.data.columns import ColumnPlan, build_columns, collect, pack_texts
 from mobileclip.entry import run_stage
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import prepare, reinforce
+from mobileclip.tracking.protocol import LogTracker
 from tests import students
 
 HOSTILE = '<script>alert(1)</script> & "it\'s" </title> $title ${style} {} é 猫'

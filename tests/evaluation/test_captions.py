@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mobileclip.evaluation.captions import assess, clip_score, draw_lengths, fault, words
+from mobileclip.evaluation.captions import assess, clip_score, fault, words
+from mobileclip.reports.figures import draw_lengths
 
 
 @pytest.mark.parametrize(

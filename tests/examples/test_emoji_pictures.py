@@ -15,7 +15,7 @@ from examples.emoji.check import margin
 from examples.emoji.packages import load_packages
 from examples.emoji.render import render_png
 from examples.emoji.towers import IMAGE_METADATA, convert_state_dict, write_licenses
-from mobileclip.data.ledger import of_tower
+from mobileclip.data.license_ledger import of_tower
 from mobileclip.errors import DataError
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect x="2" y="2" width="4" height="4" {}/></svg>'

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mobileclip.formats import contract, device_results
+from mobileclip.formats import contract
 from mobileclip.formats.contract import Program
-from tests.formats.test_device_results import EXECUTORCH, LITERT
+from mobileclip.formats.measure import device_results
+from tests.formats.measure.test_device_results import EXECUTORCH, LITERT
 
 KIT = Path(__file__).parents[2] / "examples" / "on-device"
 

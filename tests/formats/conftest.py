@@ -9,7 +9,7 @@ from PIL import Image
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample
 from mobileclip.formats import programs, proof
-from mobileclip.formats.interface import TensorSpec
+from mobileclip.formats.program_ports import TensorSpec
 from mobileclip.formats.towers import split
 from tests.models.perturbed import patterned_images, perturbed_clip
 

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from mobileclip import attribution
 from mobileclip.errors import DataError, IntegrityError
-from mobileclip.formats import contract, terms
+from mobileclip.formats import contract
+from mobileclip.formats import contract_writer as terms
 from mobileclip.formats.digests import digest
+from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution
 from mobileclip.models import zoo
 

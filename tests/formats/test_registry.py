@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_every_row_has_its_modules_and_its_extra():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for row in registry.FORMATS.values():
-        assert callable(importlib.import_module(f"mobileclip.formats.{row.module}").write)
-        assert callable(importlib.import_module(f"mobileclip.formats.{row.opener}").open_program)
+        assert callable(importlib.import_module(f"mobileclip.formats.{row.name}.writer").write)
+        assert callable(importlib.import_module(f"mobileclip.formats.{row.name}.runtime").open_program)
         assert row.extra in extras
 
 
@@ -56,15 +56,15 @@ def test_unknown_suffix():
 
 
 @pytest.mark.parametrize(
-    ("name", "opener"),
+    ("name", "folder"),
     [
-        ("text.float16.coreml.pte", "executorch_coreml_interpreter"), ("text.float16.pte", "executorch_runtime"),
-        ("coreml.pte", "executorch_runtime"), ("text.coreml.onnx", "onnx_runtime"),
-        ("text.float16.mlpackage", "coreml_interpreter"),
+        ("text.float16.coreml.pte", "executorch_coreml"), ("text.float16.pte", "executorch"),
+        ("coreml.pte", "executorch"), ("text.coreml.onnx", "onnx"),
+        ("text.float16.mlpackage", "coreml"),
     ],
 )  # fmt: skip
-def test_longest_suffix_counts(name, opener):
-    assert registry.opener(Path("folder.coreml.pte") / name).__name__ == f"mobileclip.formats.{opener}"
+def test_longest_suffix_counts(name, folder):
+    assert registry.opener(Path("folder.coreml.pte") / name).__name__ == f"mobileclip.formats.{folder}.runtime"
 
 
 def test_reading_the_table_loads_nothing_heavy():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mobileclip.errors import ConfigError, DataError, IntegrityError
-from mobileclip.formats import contract, runtime, terms
-from mobileclip.formats.interface import Port
+from mobileclip.formats import contract, runtime
+from mobileclip.formats import contract_writer as terms
+from mobileclip.formats.program_ports import Port
 
 
 @pytest.fixture(scope="module")

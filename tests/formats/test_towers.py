@@ -7,9 +7,9 @@ from transformers import BertConfig, MT5Config, RobertaConfig
 from mobileclip.config import Export
 from mobileclip.errors import ConfigError
 from mobileclip.formats import registry
-from mobileclip.formats.interface import TensorSpec
-from mobileclip.formats.job import Job
-from mobileclip.formats.onnx import half
+from mobileclip.formats.export_job import Job
+from mobileclip.formats.onnx.writer import half
+from mobileclip.formats.program_ports import TensorSpec
 from mobileclip.formats.runtime import load_program
 from mobileclip.formats.towers import WrappedText, is_plain, split
 from mobileclip.models import zoo

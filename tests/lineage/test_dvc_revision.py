@@ -10,9 +10,9 @@ import yaml
 
 from mobileclip import config, entry
 from mobileclip.__main__ import main
-from mobileclip.dvc_remote import folder_digest
 from mobileclip.lineage.dvc import revision, revisions
-from mobileclip.lineage.trace import trace
+from mobileclip.promotion.registered import trace
+from mobileclip.storage.dvc_remote import folder_digest
 from tests import students
 
 

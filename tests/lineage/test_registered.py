@@ -9,8 +9,9 @@ import pytest
 from mobileclip import config, entry
 from mobileclip.__main__ import main
 from mobileclip.errors import DataError
-from mobileclip.formats import bundle
-from mobileclip.lineage.trace import trace
+from mobileclip.formats.bundle import archive as bundle
+from mobileclip.lineage import record as records
+from mobileclip.promotion.registered import trace
 from tests import mlflow_server, students
 
 
@@ -49,8 +50,8 @@ class TestLoneFile:
         assert found.target.endswith(f"(version {number} of phones-back)")
         assert [node.stage for node in found.nodes] == ["export", "prepare", "distill"]
         assert found.problems == []
-        assert found.nodes[0].digest == entry.input_digest(str(programs(which)))
-        assert found.nodes[2].digest == entry.input_digest(str(students.world().folders(which)["student"]))
+        assert found.nodes[0].digest == records.input_digest(str(programs(which)))
+        assert found.nodes[2].digest == records.input_digest(str(students.world().folders(which)["student"]))
         assert {use.license for use in found.uses} == {"CC0-1.0"}
         assert main(["trace", str(tmp_path / "from-the-phone.onnx")]) == 0
         said = " ".join(capsys.readouterr().out.split())

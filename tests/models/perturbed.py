@@ -3,6 +3,7 @@
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.models import zoo
 
 
@@ -28,7 +29,7 @@ def perturbed_clip(name: str, seed: int = 0, size: int = 0) -> zoo.Clip:
         norm.bias.normal_(std=0.2)
         norm.momentum = None  # the plain mean over batches
         norm.train()
-    clip.model.visual(zoo.image_tensor((patterned_images(16, size or clip.preprocess.size) * 255), clip.preprocess))
+    clip.model.visual(image_tensor((patterned_images(16, size or clip.preprocess.size) * 255), clip.preprocess))
     if set(norms) - set(clip.model.visual.modules()):
         clip.model.encode_text(torch.randint(1, 49_406, (16, clip.model.context_length)))
     for norm in norms:

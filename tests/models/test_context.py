@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.models import zoo
 from mobileclip.models.context import context_length, with_context
 from mobileclip.models.generation import Sampling, check, generate, specials_of
@@ -26,7 +27,7 @@ def _read(clip: zoo.Clip, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor,
     """Embedding, tokens of the words, and logits of the next words: [3, d], [3, 12, w], [3, 12, v]."""
     embedding, tokens = clip.model._encode_text(clip.tokenizer(texts))
     pixels = torch.randint(256, (len(texts), 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    image_tokens = clip.model._encode_image(zoo.image_tensor(pixels, clip.preprocess))[1]
+    image_tokens = clip.model._encode_image(image_tensor(pixels, clip.preprocess))[1]
     return embedding, tokens[:, :12], clip.model.text_decoder(image_tokens, tokens)[:, :12]
 
 

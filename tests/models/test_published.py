@@ -11,6 +11,7 @@ from huggingface_hub.utils import reset_sessions
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from mobileclip.data.preprocess import Preprocess
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.lineage.licenses import Terms, classify
 from mobileclip.models import listing, zoo
@@ -336,8 +337,8 @@ class TestHub:
         pixels = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
         files = self._tiny(tmp_path_factory.mktemp("tiny"), **pixels)
         for owner, preprocess in (
-            ("somebody", zoo.Preprocess(64, (0.5,) * 3, (0.25,) * 3, "bicubic")),
-            ("timm", zoo.Preprocess(64, *PLAIN, "bilinear")),  # its table says which
+            ("somebody", Preprocess(64, (0.5,) * 3, (0.25,) * 3, "bicubic")),
+            ("timm", Preprocess(64, *PLAIN, "bilinear")),  # its table says which
         ):
             _cache(cache, f"{owner}/MobileCLIP2-S0", files)
             assert zoo.load(f"hf-hub:{owner}/MobileCLIP2-S0").preprocess == preprocess

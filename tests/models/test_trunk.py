@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import DataError
 from mobileclip.models import generation, zoo
 from mobileclip.models.trunk import TrunkTower, load_trunk
@@ -19,7 +20,7 @@ def clip() -> zoo.Clip:
 @pytest.fixture(scope="module")
 def images(clip) -> torch.Tensor:
     pixels = torch.randint(256, (3, 3, 96, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return zoo.image_tensor(pixels, clip.preprocess)
+    return image_tensor(pixels, clip.preprocess)
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def test_tokens_are_the_places_of_the_trunks_map(clip, images):
 def test_checkpoint_gives_the_same_tower_back(clip, images, tmp_path):
     zoo.save(str(tmp_path), clip, license="MIT", card={})
     again = zoo.load(f"local-dir:{tmp_path}")
-    assert again.preprocess == clip.preprocess == zoo.Preprocess(96, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    assert again.preprocess == clip.preprocess == Preprocess(96, (0.5,) * 3, (0.5,) * 3, "bicubic")
     assert torch.equal(again.encode_image(images), clip.encode_image(images))
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mobileclip.data.images import resize
+from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import zoo
 from mobileclip.models.architectures import own_names
@@ -91,13 +92,11 @@ class TestFolder:
         with torch.no_grad():
             theirs = model.eval().encode_image(pixels.float() / 255, normalize=True)
             text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS), normalize=True)
-        torch.testing.assert_close(
-            theirs, clip.encode_image(zoo.image_tensor(pixels, clip.preprocess)), atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(theirs, clip.encode_image(image_tensor(pixels, clip.preprocess)), atol=1e-6, rtol=0)
         torch.testing.assert_close(text, clip.encode_text(TEXTS), atol=1e-6, rtol=0)
         picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
         torch.testing.assert_close(
-            transform(picture), zoo.image_tensor(resize(picture, 64, "bilinear")[None], clip.preprocess)[0]
+            transform(picture), image_tensor(resize(picture, 64, "bilinear")[None], clip.preprocess)[0]
         )
 
     @pytest.mark.parametrize(
@@ -177,9 +176,9 @@ class TestNames:
 
 
 def test_image_tensor_is_the_formula():
-    pre = zoo.Preprocess(2, (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
+    pre = Preprocess(2, (0.1, 0.2, 0.3), (0.5, 0.25, 2.0))
     pixels = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2) * 10
-    found = zoo.image_tensor(pixels, pre)
+    found = image_tensor(pixels, pre)
     for channel, (mean, std) in enumerate(zip(pre.mean, pre.std, strict=True)):
         torch.testing.assert_close(found[:, channel], (pixels[:, channel] / 255.0 - mean) / std)
 
@@ -205,9 +204,9 @@ class TestEmbed:
 
 def test_normalization_gives_the_same_bits_in_every_layout():
     pixels = torch.randint(0, 256, (3, 3, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    preprocess = zoo.Preprocess(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
-    planes = zoo.image_tensor(pixels, preprocess)
-    pixel_by_pixel = zoo.image_tensor(pixels.contiguous(memory_format=torch.channels_last), preprocess)
+    preprocess = Preprocess(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+    planes = image_tensor(pixels, preprocess)
+    pixel_by_pixel = image_tensor(pixels.contiguous(memory_format=torch.channels_last), preprocess)
     torch.testing.assert_close(planes, pixel_by_pixel, atol=0, rtol=0)
     assert pixel_by_pixel.is_contiguous(memory_format=torch.channels_last)
     wanted = (pixels.double() / 255 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.4, 0.5, 0.6]).view(

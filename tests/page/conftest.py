@@ -5,8 +5,12 @@ import threading
 
 import pytest
 
-from mobileclip import attribution
-from mobileclip.formats import bundle, contract, golden, prompt_bank, serve, terms, tokenizer, web
+from mobileclip.formats import contract
+from mobileclip.formats import contract_writer as terms
+from mobileclip.formats.bundle import archive as bundle
+from mobileclip.formats.bundle import golden_values as golden
+from mobileclip.formats.bundle import prompt_bank, serve, tokenizer, web
+from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution
 from tests.page.browser import chromium
 

@@ -7,7 +7,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-PAGE = resources.files("mobileclip.formats") / "page"
+PAGE = resources.files("mobileclip.formats.bundle") / "page"
 
 
 def run(script: str, data: object, folder: Path) -> object:

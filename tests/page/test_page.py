@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from mobileclip.data import images
-from mobileclip.formats import bundle, contract, prompt_bank, serve, tokenizer
-from mobileclip.models.zoo import image_tensor
+from mobileclip.data.preprocess import image_tensor
+from mobileclip.formats import contract
+from mobileclip.formats.bundle import archive as bundle
+from mobileclip.formats.bundle import prompt_bank, serve, tokenizer
 from tests.models.perturbed import patterned_images
 from tests.page.browser import chromium
 from tests.page.conftest import ANN, LABELS

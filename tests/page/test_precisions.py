@@ -13,7 +13,9 @@ import torch
 from onnx import numpy_helper
 
 from mobileclip.data import images
-from mobileclip.formats import bundle, contract, serve, tokenizer, web
+from mobileclip.formats import contract
+from mobileclip.formats.bundle import archive as bundle
+from mobileclip.formats.bundle import serve, tokenizer, web
 from mobileclip.formats.digests import digest
 from mobileclip.formats.runtime import load_program
 from tests.page.browser import chromium

@@ -57,7 +57,7 @@ def test_equal_to_pillow(resized, shape, name):
 
 
 def test_golden_picture(resized):
-    from mobileclip.formats import golden
+    from mobileclip.formats.bundle import golden_values as golden
 
     wanted = golden.picture(48)[0]
     rgb, planes = resized["golden"]

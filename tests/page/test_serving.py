@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.formats import contract, serve, web
+from mobileclip.formats import contract
+from mobileclip.formats.bundle import serve, web
 from tests.examples.test_on_device import agreed_contract
 
 

@@ -7,7 +7,7 @@ import unicodedata
 import open_clip
 import pytest
 
-from mobileclip.formats import tokenizer, web
+from mobileclip.formats.bundle import tokenizer, web
 from tests.page import node
 
 SCRIPT = """

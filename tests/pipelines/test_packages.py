@@ -15,9 +15,9 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.images import IMAGE
-from mobileclip import launch
 from mobileclip.chain import CHAIN
 from mobileclip.config import STAGES
+from mobileclip.kubeflow import launch
 from pipelines import arguments, defaults, sizes
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_manifests, compile_package

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mobileclip import manifest
-from mobileclip.data.verify import verify
 from mobileclip.models import zoo
+from mobileclip.models.replay import verify
 from pipelines.run import ARTIFACTS
 from tests.tiny_chain import params, write_params
 

@@ -6,7 +6,7 @@ import pytest
 
 from mobileclip import config
 from mobileclip.__main__ import main
-from mobileclip.params_file import render
+from mobileclip.config.params_file import render
 from tests import mlflow_server, students
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from mobileclip import config, entry
 from mobileclip.errors import DataError, IntegrityError
-from mobileclip.formats import contract, device_results
-from mobileclip.formats.device_results import Device, Measurement
+from mobileclip.formats import contract
+from mobileclip.formats.measure import device_results
+from mobileclip.formats.measure.device_results import Device, Measurement
 from mobileclip.promotion import devices, registry
 from tests import mlflow_server, students
 

@@ -2,7 +2,8 @@
 
 from types import SimpleNamespace
 
-from mobileclip.promotion import model_card, release_report
+from mobileclip.promotion import model_card
+from mobileclip.reports import release as release_report
 
 
 def _contract():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mobileclip.config import Gate
+from mobileclip.evaluation import paired as comparison
 from mobileclip.lineage.licenses import Use
-from mobileclip.promotion import comparison
 from mobileclip.promotion.gates import Champion, Evidence, decide
 
 METRIC = "student/zero_shot/color/top1"

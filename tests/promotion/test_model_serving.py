@@ -16,6 +16,7 @@ import torch
 
 from mobileclip import config, entry, manifest
 from mobileclip.data import images
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import read_samples
 from mobileclip.models import zoo
 from tests import mlflow_server, students
@@ -100,7 +101,7 @@ def test_embeds_like_the_student(address):
     rows = [{"image": base64.b64encode(s.image).decode(), "text": s.captions[0]} for s in samples]
     found = ask(address, {"dataframe_records": rows})
     for key, wanted in (
-        ("image_embedding", clip.encode_image(zoo.image_tensor(pixels, clip.preprocess))),
+        ("image_embedding", clip.encode_image(image_tensor(pixels, clip.preprocess))),
         ("text_embedding", clip.encode_text(texts)),
     ):
         got = torch.tensor([row[key] for row in found])

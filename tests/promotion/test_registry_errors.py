@@ -4,7 +4,7 @@ import pytest
 
 from mobileclip.__main__ import main
 from mobileclip.config import Params
-from mobileclip.params_file import render
+from mobileclip.config.params_file import render
 from mobileclip.promotion import registry
 from tests import mlflow_server, students
 

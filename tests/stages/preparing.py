@@ -5,8 +5,8 @@ import json
 from mobileclip import manifest
 from mobileclip.config import Prepare
 from mobileclip.data.shards import read_samples
-from mobileclip.report import LogTracker
 from mobileclip.stages import prepare
+from mobileclip.tracking.protocol import LogTracker
 from tests.stages import shapes
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mobileclip.config import Prepare
-from mobileclip.report import LogTracker
 from mobileclip.stages import prepare
+from mobileclip.tracking.protocol import LogTracker
 
 COLORS = {"red": "#d02020", "green": "#20a020", "blue": "#2040d0", "yellow": "#e0c020", "black": "#101010"}
 SHAPES = ("circle", "square", "triangle", "cross")

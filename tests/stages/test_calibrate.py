@@ -14,8 +14,8 @@ from mobileclip.config import Calibrate, Optimizer, Training
 from mobileclip.data.columns import ColumnPlan, build_columns, collect
 from mobileclip.data.embeddings import encode
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.report import LogTracker
 from mobileclip.stages import calibrate
+from mobileclip.tracking.protocol import LogTracker
 
 SCALES = [2.0, 8.0, 30.0, 100.0]
 CONFIG = Calibrate(select=False, scales=SCALES, batch_size=16, batches=4)

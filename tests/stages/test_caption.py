@@ -13,8 +13,8 @@ from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.evaluation.captions import fault
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import caption
+from mobileclip.tracking.protocol import LogTracker
 from tests.stages import shapes
 
 # Random weights write nonsense: what they write is not the point here, that every caption has its place is.

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobileclip import attribution, manifest
+from mobileclip import manifest
 from mobileclip.config import Distill, Optimizer, TeacherRef, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.errors import ConfigError, DataError
+from mobileclip.lineage import attribution
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import distill, reinforce
+from mobileclip.tracking.protocol import LogTracker
 from mobileclip.training.losses import reinforced_loss
 from mobileclip.training.validation import retrieval_validation
 

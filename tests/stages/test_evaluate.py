@@ -9,13 +9,14 @@ import torch
 from mobileclip import manifest, storage
 from mobileclip.config import Classification
 from mobileclip.data import images
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import read_samples
 from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.evaluation.retrieval import same_text
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import evaluate
+from mobileclip.tracking.protocol import LogTracker
 from tests.evaluation import small_run
 
 CONFIG = small_run.CONFIG
@@ -62,7 +63,7 @@ def test_retrieval_equals_a_direct_computation(inputs, finished, prefix, values)
     samples = [s for s in read_samples(str(data), manifest.read(str(data)), "test") if s.metadata["seen"] in values]
     clip = zoo.load("trained:student", trained=str(folder))
     pixels = torch.stack([images.resize(images.decode(s.image), 64, clip.preprocess.interpolation) for s in samples])
-    image = clip.encode_image(zoo.image_tensor(pixels, clip.preprocess))
+    image = clip.encode_image(image_tensor(pixels, clip.preprocess))
     own = [{same_text(text) for text in s.captions[:2]} for s in samples]
     texts = sorted(set().union(*own))
     scores = (image @ clip.encode_text(texts).T).numpy().round(6)  # what lies below is rounding
@@ -88,7 +89,7 @@ def test_zero_shot_equals_a_direct_computation(inputs, finished):
     samples = [s for s in read_samples(str(data), manifest.read(str(data)), "test") if "number" in s.metadata]
     clip = zoo.load("trained:control", trained=str(folder))
     pixels = torch.stack([images.resize(images.decode(s.image), 64, clip.preprocess.interpolation) for s in samples])
-    image = clip.encode_image(zoo.image_tensor(pixels, clip.preprocess))
+    image = clip.encode_image(image_tensor(pixels, clip.preprocess))
     classes = sorted({str(s.metadata["number"]) for s in samples})
     labels = torch.tensor([classes.index(str(s.metadata["number"])) for s in samples])
     probabilities = (clip.logit_scale * image @ clip.encode_text([f"number {c}" for c in classes]).T).softmax(dim=1)

@@ -17,10 +17,12 @@ from mobileclip import entry, manifest, storage
 from mobileclip.config import Export, LabelBank, Prepare
 from mobileclip.data.shards import read_samples
 from mobileclip.errors import ConfigError, DataError, ExportError, IntegrityError
-from mobileclip.formats import bundle, contract, programs, prompt_bank, runtime, tokenizer
+from mobileclip.formats import contract, programs, runtime
+from mobileclip.formats.bundle import archive as bundle
+from mobileclip.formats.bundle import prompt_bank, tokenizer
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import export
+from mobileclip.tracking.protocol import LogTracker
 from tests import s3
 from tests.models.perturbed import patterned_images, perturbed_clip
 
@@ -196,7 +198,7 @@ def test_programs_for_executorch_with_core_ml(data, student, tmp_path):
 _AGAIN = """
 import sys
 from mobileclip.config import Export
-from mobileclip.report import LogTracker
+from mobileclip.tracking.protocol import LogTracker
 from mobileclip.stages import export
 out, student, data = sys.argv[1:]
 section = Export(samples=6, latency_runs=0, zero_shot_field="")

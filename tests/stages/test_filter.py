@@ -12,11 +12,11 @@ from mobileclip.config import Filter
 from mobileclip.data.columns import ColumnReader
 from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
-from mobileclip.data.verify import verify
 from mobileclip.errors import DataError
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
+from mobileclip.models.replay import verify
 from mobileclip.stages import filter as stage
+from mobileclip.tracking.protocol import LogTracker
 
 CONFIG = Filter(model="trained:first", keep_share=0.6, batch_size=8)
 

@@ -11,13 +11,14 @@ from mobileclip import manifest
 from mobileclip.config import FinetuneCaptioner, Optimizer, Training
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import read_samples
 from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.evaluation.caption_scores import cider
 from mobileclip.models import generation, zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import finetune_captioner
+from mobileclip.tracking.protocol import LogTracker
 from mobileclip.training.captioning import coca_objective
 from mobileclip.training.frozen import freeze_trunk
 from mobileclip.training.world import World, join
@@ -87,7 +88,7 @@ def test_checkpoint_folder_loads_with_its_licenses(trained, data):
 def test_greedy_captions_of_trained_weights_equal_open_clip(trained, data):
     clip = zoo.load("trained", trained=str(trained[0]))
     samples = list(read_samples(data, manifest.read(data), "validation"))[:8]
-    images = zoo.image_tensor(torch.stack([resize(decode(s.image), 64, "bilinear") for s in samples]), clip.preprocess)
+    images = image_tensor(torch.stack([resize(decode(s.image), 64, "bilinear") for s in samples]), clip.preprocess)
     specials = generation.specials_of(clip)
     for low, high in ((1, 24), (5, 24), (14, 20), (1, 6)):
         theirs = clip.model.generate(

@@ -23,8 +23,8 @@ from PIL import Image
 from mobileclip import manifest
 from mobileclip.data import images
 from mobileclip.data.shards import read_samples
-from mobileclip.data.verify import verify
 from mobileclip.errors import DataError, StorageError
+from mobileclip.models.replay import verify
 from tests.stages import shapes
 from tests.stages.preparing import run_prepare
 

@@ -8,6 +8,7 @@ import pytest
 from mobileclip import entry, storage
 from mobileclip.config import Prepare
 from mobileclip.errors import DataError
+from mobileclip.lineage import record as records
 from tests import s3
 from tests.stages.preparing import read_back, write_table
 
@@ -41,8 +42,8 @@ def test_gives_what_the_local_folder_gives(bucket, tmp_path):
 
 def test_a_changed_object_is_another_input(bucket, tmp_path):
     _upload(write_table(tmp_path / "source", [{"captions": ["one"]}]), bucket)
-    before = entry.input_digest(bucket)
+    before = records.input_digest(bucket)
     storage.write_bytes(storage.join(bucket, "0.png"), b"other")
-    assert entry.input_digest(bucket) != before
+    assert records.input_digest(bucket) != before
     with pytest.raises(DataError, match=r"^data: nothing at 's3://.*/none', want a folder"):
-        entry.input_digest(storage.join(bucket, "none"))
+        records.input_digest(storage.join(bucket, "none"))

@@ -15,8 +15,8 @@ from PIL import Image
 from mobileclip import manifest
 from mobileclip.convert import convert
 from mobileclip.data.shards import read_samples
-from mobileclip.data.verify import verify
 from mobileclip.errors import DataError
+from mobileclip.models.replay import verify
 from tests.stages import shapes
 from tests.stages.preparing import read_back, run_prepare, write_table
 

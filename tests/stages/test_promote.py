@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mobileclip import config, entry, manifest, tracking
+from mobileclip import config, entry, manifest
 from mobileclip.data import images
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.data.shards import read_samples
 from mobileclip.errors import DataError
+from mobileclip.lineage import record as records
 from mobileclip.models import zoo
 from mobileclip.promotion import log, registry
+from mobileclip.tracking import runs as tracking
 from tests import mlflow_server, students
 from tests.evaluation import chromium
 
@@ -113,8 +116,8 @@ class TestPromotion:
         promote("facts", "good", tmp_path / "out")
         version = registry.connect("facts").version("champion")
         inputs = students.world().folders("good")
-        assert version.tags["record.student"] == entry.input_digest(str(inputs["student"]))
-        assert version.tags["record.programs"] == entry.input_digest(str(inputs["programs"]))
+        assert version.tags["record.student"] == records.input_digest(str(inputs["student"]))
+        assert version.tags["record.programs"] == records.input_digest(str(inputs["programs"]))
         assert version.tags["dataset"] == manifest.read(str(students.world().data)).digest()
         assert version.tags["license.terms"] == "permissive"
         explained = log.explain("facts")
@@ -231,7 +234,7 @@ class TestPyfunc:
             images.resize(images.decode(s.image), clip.preprocess.size, clip.preprocess.interpolation) for s in samples
         ]
         wanted = {
-            "image": clip.encode_image(zoo.image_tensor(torch.stack(pixels), clip.preprocess)).tolist(),
+            "image": clip.encode_image(image_tensor(torch.stack(pixels), clip.preprocess)).tolist(),
             "text": clip.encode_text([s.captions[0] for s in samples]).tolist(),
         }
         (tmp_path / "pictures").mkdir()

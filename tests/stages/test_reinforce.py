@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobileclip import attribution, manifest
+from mobileclip import manifest
 from mobileclip.config import TeacherRef
 from mobileclip.data.augment import apply_view, draw_views
 from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
-from mobileclip.data.verify import verify
 from mobileclip.errors import ConfigError, DataError, MobileClipError
+from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
+from mobileclip.models.replay import verify
 from mobileclip.stages import reinforce
+from mobileclip.tracking.protocol import LogTracker
 
 SECOND = TeacherRef(name="second", model="trained:second")
 

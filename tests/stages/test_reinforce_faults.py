@@ -15,9 +15,9 @@ from mobileclip import manifest, storage
 from mobileclip.config import Reinforce, TeacherRef, Views
 from mobileclip.data.columns import ColumnReader
 from mobileclip.errors import DataError, IntegrityError, MobileClipError, StorageError
-from mobileclip.report import LogTracker
 from mobileclip.stages import reinforce
 from mobileclip.storage import s3
+from mobileclip.tracking.protocol import LogTracker
 from tests import s3 as server
 from tests.faulty_s3 import FaultyS3
 

@@ -13,9 +13,9 @@ import pytest
 
 from mobileclip import manifest, storage
 from mobileclip.config import Reinforce, TeacherRef, Views
-from mobileclip.data.verify import verify
-from mobileclip.report import LogTracker
+from mobileclip.models.replay import verify
 from mobileclip.stages import reinforce
+from mobileclip.tracking.protocol import LogTracker
 from tests import s3
 
 pytestmark = pytest.mark.slow

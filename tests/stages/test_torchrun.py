@@ -12,8 +12,8 @@ import torch
 
 from mobileclip.config import Distill
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import distill
+from mobileclip.tracking.protocol import LogTracker
 from tests import tiny_chain
 from tests.training.test_world import ROOT
 

@@ -13,12 +13,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from mobileclip import attribution, manifest, storage
+from mobileclip import manifest, storage
 from mobileclip.config import Optimizer, Teacher, Training, TrainTeacher, check_section
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.errors import ConfigError, DataError
+from mobileclip.lineage import attribution
 from mobileclip.models import zoo
-from mobileclip.report import LogTracker
 from mobileclip.stages import train_teacher
+from mobileclip.tracking.protocol import LogTracker
 from mobileclip.training.locked import LockedHeads
 from tests import s3
 
@@ -228,7 +230,7 @@ class TestLocked:
             image_features, text_features = LockedHeads(clip)(image, text)
         for row in (0, 9, len(samples) - 1):
             size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-            pixels = zoo.image_tensor(resize(decode(samples[row].image), size, interpolation)[None], clip.preprocess)
+            pixels = image_tensor(resize(decode(samples[row].image), size, interpolation)[None], clip.preprocess)
             torch.testing.assert_close(image_features[row], clip.encode_image(pixels)[0], atol=1e-5, rtol=0)
         for row in (0, 40, len(texts) - 1):
             torch.testing.assert_close(text_features[row], clip.encode_text([texts[row][1]])[0], atol=1e-5, rtol=0)

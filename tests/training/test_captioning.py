@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.models import zoo
 from mobileclip.models.architectures import CONFIGS
 from mobileclip.training.captioning import caption_loss, coca_objective
@@ -30,7 +31,7 @@ def _batch(clip: zoo.Clip) -> dict[str, torch.Tensor]:
 
 def _double(monkeypatch) -> None:
     """Pixels in double precision, so that both ways agree to the last digits."""
-    plain = zoo.image_tensor
+    plain = image_tensor
     monkeypatch.setattr("mobileclip.training.captioning.image_tensor", lambda *a: plain(*a).double())
 
 
@@ -42,7 +43,7 @@ def test_loss_and_gradients_equal_open_clip(clip, monkeypatch, caption_weight, c
         clip, World(), total=4, caption_weight=caption_weight, contrastive_weight=contrastive_weight
     )
     ours = objective.criterion(objective.encode(batch), batch)
-    output = clip.model(zoo.image_tensor(batch["image"], clip.preprocess).double(), batch["text"])
+    output = clip.model(image_tensor(batch["image"], clip.preprocess).double(), batch["text"])
     contrastive, caption = open_clip.CoCaLoss(caption_weight, contrastive_weight, pad_id=0)(**output)
     theirs = caption + contrastive
     assert ours["loss"].item() == pytest.approx(theirs.item(), rel=1e-10)
@@ -62,7 +63,7 @@ def test_loss_and_gradients_equal_open_clip(clip, monkeypatch, caption_weight, c
 def test_loss_counts_every_word_and_the_end_but_no_padding(clip):
     batch = _batch(clip)
     with torch.no_grad():
-        image_tokens = clip.model._encode_image(zoo.image_tensor(batch["image"], clip.preprocess).double())[1]
+        image_tokens = clip.model._encode_image(image_tensor(batch["image"], clip.preprocess).double())[1]
         text_tokens = clip.model._encode_text(batch["text"])[1]
         summed, count = caption_loss(clip.model, image_tokens, text_tokens, batch["text"])
         logits = clip.model.text_decoder(image_tokens, text_tokens).log_softmax(-1)
@@ -78,7 +79,7 @@ def test_checkpointing_reaches_the_multimodal_decoder_and_changes_no_gradient(cl
     """Fewer activations wait for the backward pass than in a plain one; its gradients are equal to the last bit."""
     batch = _batch(clip)
     with torch.no_grad():
-        image_tokens = clip.model._encode_image(zoo.image_tensor(batch["image"], clip.preprocess).double())[1]
+        image_tokens = clip.model._encode_image(image_tensor(batch["image"], clip.preprocess).double())[1]
         text_tokens = clip.model._encode_text(batch["text"])[1]
     decoder = clip.model.text_decoder
     kept, gradients = [], []

@@ -10,6 +10,7 @@ import torch
 from mobileclip import manifest
 from mobileclip.config import Optimizer, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
+from mobileclip.data.preprocess import image_tensor
 from mobileclip.models import zoo
 from mobileclip.training.contrastive import (
     Reinforcement,
@@ -74,7 +75,7 @@ def test_the_default_is_this_plain_loop_to_the_last_bit(tiny_reinforced, content
     for step, batch in enumerate(feed):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 if step == 0 else 1e-6 + (3e-3 - 1e-6) * (1 + math.cos(math.pi * (step - 1) / 2)) / 2
-        pixels = zoo.image_tensor(batch["image"], own.preprocess).contiguous(memory_format=torch.channels_last)
+        pixels = image_tensor(batch["image"], own.preprocess).contiguous(memory_format=torch.channels_last)
         image = model.encode_image(pixels, normalize=True)
         texts = model.encode_text(torch.cat([batch["text"], batch["synthetic_text"]]), normalize=True).chunk(2)
         losses = reinforced_loss(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mobileclip.models.zoo import Preprocess
+from mobileclip.data.preprocess import Preprocess
 
 PREPROCESS = Preprocess(6, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 TEACHERS = {"a": 7, "b.c": 4}

@@ -1,0 +1,1 @@
+"""The DataComp suite: 40 tasks, their data, scores and tables."""

@@ -1,0 +1,1 @@
+"""Core AI programs: written and run in an environment of their own."""

@@ -1,0 +1,1 @@
+"""Core ML programs, and an interpreter that proves them on any machine."""

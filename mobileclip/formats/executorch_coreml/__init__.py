@@ -1,0 +1,1 @@
+"""ExecuTorch programs for its Core ML delegate, proved from the payload."""

@@ -1,0 +1,1 @@
+"""LiteRT programs: converted in an environment of their own, run here."""

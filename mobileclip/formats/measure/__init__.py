@@ -1,0 +1,1 @@
+"""Latency, memory and scores of exported programs."""

@@ -1,0 +1,1 @@
+"""Fine-tuning a student under the rounding of its int8 program."""

@@ -1,0 +1,109 @@
+"""The record of a finished stage: digests of its code, config, inputs and files, and whether it still holds.
+
+A record holds no time, host or absolute path, so the same inputs give the same record through every door.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mobileclip import __version__, manifest, storage
+from mobileclip.config import Section
+from mobileclip.errors import DataError, IntegrityError
+
+RECORD = "record.json"
+# Files that may differ between two equal runs (times, registry answers); they are kept out of the record.
+VOLATILE = frozenset({RECORD, "timings.json", "registry.json", "release.html"})
+_CODE = frozenset({".py", ".json", ".html", ".css", ".js"})
+
+
+def build_record(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The lineage record of a finished stage."""
+    return {
+        "stage": stage,
+        "version": __version__,
+        "code": code_digest(),
+        "config": config_digest(config.model_dump(mode="json")),
+        "inputs": {name: input_digest(uri) for name, uri in sorted(inputs.items())},
+        "files": _file_digests(out),
+    }
+
+
+def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> bool:
+    """Whether `out` already holds this stage's result for this code, config and these inputs, and holds it whole."""
+    uri = storage.join(out, RECORD)
+    if not storage.exists(uri):
+        return False
+    try:
+        record = json.loads(storage.read_bytes(uri))
+        wanted = {name: input_digest(value) for name, value in sorted(inputs.items())}
+        same = (
+            record["stage"] == stage
+            and record["code"] == code_digest()
+            and record["config"] == config_digest(config.model_dump(mode="json"))
+            and record["inputs"] == wanted
+        )
+        if same:
+            for name, sha256 in record["files"].items():
+                storage.read_bytes(storage.join(out, name), sha256=sha256)
+    except (DataError, IntegrityError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(same)
+
+
+def input_digest(uri: str) -> str:
+    """Digest of a stage input: its record's or manifest's, else the tree of its files.
+
+    Raises:
+        DataError: Nothing is there.
+    """
+    for name in (RECORD, manifest.FILE_NAME):
+        if storage.exists(storage.join(uri, name)):
+            return hashlib.sha256(storage.read_bytes(storage.join(uri, name))).hexdigest()
+    path = Path(uri)
+    names = storage.list_files(uri) if storage.is_s3(uri) else []
+    if names:
+        return config_digest({name: _stream_digest(storage.join(uri, name)) for name in names if not _hidden(name)})
+    if storage.is_s3(uri) or not path.exists():
+        raise DataError(f"data: nothing at '{uri}', want a folder or the output of an earlier stage.")
+    if path.is_file():
+        return storage.digest_file(path)
+    # A raw input folder: names and sizes and times would miss an edit, so hash the bytes.
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.name))
+    return config_digest({p.relative_to(path).as_posix(): storage.digest_file(p) for p in files})
+
+
+def _hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
+
+
+def _stream_digest(uri: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_stream(uri) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _file_digests(out: str) -> dict[str, str]:
+    if storage.exists(storage.join(out, manifest.FILE_NAME)):
+        # The manifest holds the digest of every shard and column; hashing terabytes again proves nothing more.
+        names = [manifest.FILE_NAME, "config.json", "metrics.json"]
+        return {n: hashlib.sha256(storage.read_bytes(storage.join(out, n))).hexdigest() for n in names}
+    root = storage.local_dir(out)
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in VOLATILE and p.suffix != ".tmp")
+    return {p.relative_to(root).as_posix(): storage.digest_file(p) for p in files}
+
+
+def config_digest(value: Any) -> str:
+    """sha256 of a value as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """Digest of the installed package's own source: a changed library never passes off an old result as its own."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for path in root.rglob("*") if path.suffix in _CODE)
+    return manifest.spec_digest({path.relative_to(root).as_posix(): storage.digest_file(path) for path in files})
