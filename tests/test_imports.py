@@ -29,7 +29,7 @@ LAYERS = (
 ROOT_MODULES = {"__init__", "__main__", "chain", "entry", "errors", "manifest", "parallel"}
 LIGHT = (
     "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "cli.commands", "cli.tools",
-    "config.params_file", "parallel", "tracking.protocol", "lineage.record",
+    "config.params_file", "parallel", "tracking.protocol", "lineage.record", "data.images",
 )  # fmt: skip
 HEAVY = {
     "torch",

@@ -1,14 +1,20 @@
-"""Pixels: one way to decode, used by every stage, so that stored crop boxes always mean the same picture."""
+"""Pixels: one way to decode, used by every stage, so that stored crop boxes always mean the same picture.
+
+Importing it, decoding and `fit` need no torch: programs are run on images without it.
+"""
 
 import io
 import re
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from mobileclip.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 # What image collections hold; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -41,7 +47,7 @@ def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
             if max_pixels and width * height > max_pixels:
                 raise DataError(f"image: {width}x{height} pixels, want at most {max_pixels} in all.")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return upright(image)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - on damaged bytes Pillow raises far more than it documents
@@ -50,12 +56,19 @@ def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
         raise DataError(f"image: cannot be decoded: {reason}.") from None
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded picture as upright RGB: turned as its EXIF tag says, transparency laid on white."""
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_tensor(image: Image.Image) -> "torch.Tensor":
     """RGB picture to uint8 [3, height, width]."""
+    import torch  # here alone: whoever decodes without it need not have it
+
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
-def to_image(pixels: torch.Tensor) -> Image.Image:
+def to_image(pixels: "torch.Tensor") -> Image.Image:
     """uint8 [3, height, width] to an RGB picture."""
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
@@ -71,9 +84,14 @@ def resampling(name: str) -> Image.Resampling:
     return _INTERPOLATION[name]
 
 
-def resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> torch.Tensor:
-    """Squash a picture to uint8 [3, size, size], antialiased."""
-    return to_tensor(image.resize((size, size), resampling(interpolation)))
+def fit(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
+    """Squash a picture to size x size, antialiased."""
+    return image.resize((size, size), resampling(interpolation))
+
+
+def resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> "torch.Tensor":
+    """What `fit` gives, as uint8 [3, size, size]."""
+    return to_tensor(fit(image, size, interpolation))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
