@@ -24,7 +24,7 @@ from typing import Any
 from mobileclip import parallel
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.lineage import provenance
-from mobileclip.tracking import run_inputs
+from mobileclip.tracking import database, run_inputs
 from mobileclip.tracking.protocol import LogTracker, Tracker
 from mobileclip.tracking.run_tracker import RunTracker, closing, first_line
 
@@ -151,11 +151,20 @@ def connect() -> Any:
     """An `MlflowClient` for `MLFLOW_TRACKING_URI`, else for a SQLite file in the working folder.
 
     Raises:
-        ConfigError: MLflow is missing or the URI is of no known kind.
+        ConfigError: MLflow is missing, the URI is of no known kind, or its SQLite file is half-made.
     """
     mlflow = load_mlflow()
     with one_sentence():
+        database.ensure(tracking_uri(), _create_database)
         return mlflow.MlflowClient(tracking_uri=tracking_uri())
+
+
+def _create_database(uri: str) -> None:
+    """Make MLflow's tables and its default experiment in a new SQLite file, and close it."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
 
 
 def tracking_uri() -> str:
