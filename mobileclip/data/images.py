@@ -6,6 +6,7 @@ Importing it, decoding and `fit` need no torch: programs are run on images witho
 import io
 import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,14 +27,19 @@ _INTERPOLATION = {
 }
 
 
-def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
+def extensions() -> frozenset[str]:
+    """Endings of the files that `decode` takes, in lower case and with the dot."""
+    return frozenset(ending for ending, format_ in Image.registered_extensions().items() if format_ in _FORMATS)
+
+
+def decode(data: bytes | Path, *, max_pixels: int = 0) -> Image.Image:
     """Decode one picture to upright RGB.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit grays are scaled, of an animation the first frame
     is taken. The size of the result is the size that view parameters refer to.
 
     Args:
-        data: Encoded bytes (JPEG, PNG, WebP, GIF or BMP).
+        data: Encoded bytes (JPEG, PNG, WebP, GIF or BMP), or the file that holds them.
         max_pixels: Larger pictures are refused before their pixels are decoded; 0 = Pillow's own limit.
 
     Raises:
@@ -42,7 +48,7 @@ def decode(data: bytes, *, max_pixels: int = 0) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=_FORMATS)
             width, height = image.size
             if max_pixels and width * height > max_pixels:
                 raise DataError(f"image: {width}x{height} pixels, want at most {max_pixels} in all.")

@@ -15,8 +15,8 @@ def load(
     Args:
         path: `mobileclip-STUDENT-VERSION.zip` (local or `s3://`; every checksum is verified), folder with
             `contract.json`, or a single program.
-        image: Precision of the image program.
-        text: Precision of the text program.
+        image: Precision of the image program; empty = the most exact one there is.
+        text: Precision of the text program; the same.
         format: Program format.
         threads: Threads per program; 0 = the runtime's choice.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobileclip import manifest
-from mobileclip.formats.bundle.tokenizer import CLEANING, PAD_ID
+from mobileclip.formats.bundle.tokenizer import CLEANING, PAD_ID, SPACING
 from mobileclip.formats.contract import (
     Attribution,
     Bank,
@@ -92,7 +92,8 @@ def _text(clip: Clip) -> TextContract:
     start, end, pad = _special_ids(clip)
     return TextContract(
         tokenizer="clip-bpe" if is_clip else "hugging-face", context_length=int(clip.tokenizer([""]).shape[1]),
-        start_id=start, end_id=end, pad_id=pad, causal=is_causal(clip), cleaning=CLEANING if is_clip else [],
+        start_id=start, end_id=end, pad_id=pad, causal=is_causal(clip),
+        cleaning=CLEANING if is_clip else [*CLEANING, SPACING],
     )  # fmt: skip
 
 

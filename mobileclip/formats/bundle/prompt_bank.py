@@ -51,8 +51,13 @@ def embed(encode: Callable[[list[str]], Floats], labels: Sequence[str], template
         templates: Prompts with `{}`.
 
     Raises:
-        DataError: There is no label or a label occurs twice.
+        DataError: There is no label, a label occurs twice, or a template has no place for it.
     """
+    if isinstance(labels, str):
+        raise DataError(f"prompt bank: labels: got the text '{labels[:60]}', want a list of labels.")
+    if not templates or any("{}" not in template for template in templates):
+        got = next((f"'{template}'" for template in templates if "{}" not in template), "none")
+        raise DataError(f"prompt bank: template: got {got}, want a text with {{}} for the label.")
     doubles = sorted({label for label in labels if labels.count(label) > 1})
     if not labels or doubles:
         got = f"'{doubles[0]}' twice" if doubles else "none"

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileclip.errors import DataError
+from mobileclip.errors import DataError, IntegrityError
+from mobileclip.formats.contract import TextContract
 
 FOLDER = "tokenizer"
 FILE_NAME = "tokenizer.json"
@@ -24,6 +25,8 @@ CLEANING = [
     "unescape HTML entities, twice",
     "strip white space",
 ]
+SPACING = "replace each run of white space by one space"
+"""The last step before a Hugging Face tokenizer; in CLIP's it is a part of the file."""
 
 # Texts that tell a right tokenizer from a wrong one; every port is tested on them. The last ones need ftfy's repair.
 VECTORS = [
@@ -125,25 +128,74 @@ def vectors(tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def load(folder: Path) -> Tokenize:
-    """The tokenizer of an export folder: texts to int32 [texts, context_length], `CLEANING` included.
+    """CLIP's tokenizer of an export folder: texts to int32 [texts, context_length], `CLEANING` included.
 
     Raises:
         DataError: The folder holds none, or the packages that run it are missing.
     """
+    return _runner(_open(folder), str)
+
+
+def of_export(folder: Path, terms: TextContract) -> Tokenize:
+    """The tokenizer that an export's contract describes, CLIP's or a Hugging Face one.
+
+    Args:
+        folder: The export folder.
+        terms: Its contract's `text`.
+
+    Raises:
+        DataError: The folder holds none, or the packages that run it are missing.
+        IntegrityError: It gives other ids for the golden texts than the student's own tokenizer did.
+    """
+    loaded = _open(folder / FOLDER)
+    clean: Callable[[str], str] = str
+    if terms.tokenizer == "hugging-face":
+        token = loaded.id_to_token(terms.pad_id) if terms.pad_id >= 0 else None
+        loaded.enable_truncation(max_length=terms.context_length)
+        loaded.enable_padding(length=terms.context_length, pad_id=max(terms.pad_id, 0), pad_token=token or "[PAD]")
+        clean = _spaced
+    tokenize = _runner(loaded, clean)
+    golden = folder / "golden.json"
+    if golden.is_file():
+        stated = json.loads(golden.read_text(encoding="utf-8"))
+        if not np.array_equal(tokenize(stated["texts"]), np.array(stated["tokens"])):
+            raise IntegrityError(
+                f"tokenizer: '{folder / FOLDER}' gives other ids for the texts of {golden.name} than the student's "
+                "tokenizer did; the versions of tokenizers and ftfy may be too old."
+            )
+    return tokenize
+
+
+def _open(folder: Path) -> Any:
     if not (folder / FILE_NAME).is_file():
         raise DataError(f"tokenizer: no {FILE_NAME} in '{folder}', want the tokenizer folder of an export.")
     try:
-        from ftfy import fix_text
         from tokenizers import Tokenizer  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
-        raise DataError(f"tokenizer: the package '{error.name}' is missing, install tokenizers and ftfy.") from None
-    loaded = Tokenizer.from_file(str(folder / FILE_NAME))
+        raise _missing(error) from None
+    return Tokenizer.from_file(str(folder / FILE_NAME))
+
+
+def _runner(loaded: Any, clean: Callable[[str], str]) -> Tokenize:
+    try:
+        from ftfy import fix_text
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
 
     def tokenize(texts: Sequence[str]) -> NDArray[np.int32]:
-        cleaned = [html.unescape(html.unescape(fix_text(text))).strip() for text in texts]
+        cleaned = [clean(html.unescape(html.unescape(fix_text(text))).strip()) for text in texts]
         return np.array([row.ids for row in loaded.encode_batch(cleaned)], dtype=np.int32)
 
     return tokenize
+
+
+def _missing(error: ModuleNotFoundError) -> DataError:
+    return DataError(f"tokenizer: the package '{error.name}' is missing, install tokenizers and ftfy.")
+
+
+def _spaced(text: str) -> str:
+    """Runs of white space as one space: open_clip does that before a Hugging Face tokenizer."""
+    return " ".join(text.split())
 
 
 def _normalizers() -> list[dict[str, Any]]:
