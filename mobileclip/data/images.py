@@ -3,6 +3,7 @@
 Importing it, decoding and `fit` need no torch: programs are run on images without it.
 """
 
+import contextlib
 import io
 import re
 import warnings
@@ -46,8 +47,10 @@ def decode(data: bytes | Path, *, max_pixels: int = 0) -> Image.Image:
         DataError: Not a picture, truncated, or too large; one sentence with the reason.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Python's warning filters are shared by threads, so those that decode beside each other name a bound.
+        with contextlib.nullcontext() if max_pixels else warnings.catch_warnings():
+            if not max_pixels:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=_FORMATS)
             width, height = image.size
             if max_pixels and width * height > max_pixels:

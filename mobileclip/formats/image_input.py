@@ -17,7 +17,7 @@ from mobileclip.data import images
 from mobileclip.errors import DataError
 
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
-"""A path, encoded bytes, a Pillow image, or an array uint8 [height, width], [height, width, 3] or [height, width, 4]."""
+"""A path, encoded bytes, a Pillow image, or an array uint8 [height, width] or [height, width, 3 or 4]."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own bound; larger images are refused before their pixels are decoded."""

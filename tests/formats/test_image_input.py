@@ -1,9 +1,10 @@
-"""Images of any origin: what a program is fed equals what the student is fed, on images that are not square or plain."""
+"""Images of any origin: a program is fed what the student is fed, also where they are not square or plain."""
 
 import io
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -125,6 +126,12 @@ def test_zero_shot_takes_templates_and_banks(programs, files):
     two = programs.class_embeddings(["red", "blue"], template=["a {}", "one {}"]).features
     each = programs.encode_text(["a red", "one red", "a blue", "one blue"]).reshape(2, 2, -1).mean(1)
     np.testing.assert_allclose(two, each / np.linalg.norm(each, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_decoding_in_threads_leaves_pythons_warnings_alone(programs, files):
+    before = list(warnings.filters)
+    programs.encode_image(files * 4, batch_size=8)
+    assert warnings.filters == before
 
 
 class TestRefusals:
