@@ -100,16 +100,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     if command in tools.COMMANDS:
         tools.COMMANDS[command][0](parser)
     if command in {"run", "status"}:
-        parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="one section per stage")
-        _add_recipe(parser)
-        parser.add_argument("--root", default="runs/local", help="folder or s3:// prefix; stage X writes ROOT/X")
-        parser.add_argument("--source", default="data/raw", help="folder with pictures and captions")
-        parser.add_argument("--towers", default="", help="folder with pretrained towers, if a teacher uses some")
-    if command == "run":
-        names = [row.stage for row in CHAIN]
-        parser.add_argument("--from", dest="first", choices=names, default=names[0], help="first stage")
-        parser.add_argument("--to", dest="last", choices=names, default=names[-1], help="last stage")
-        parser.add_argument("--force", action="store_true", help="run stages that are current, too")
+        _add_chain_options(parser, command)
     if command == "verify":
         parser.add_argument("data", help="folder or URI with a manifest")
         parser.add_argument("--teachers", default="", help="train_teacher's output, to replay and re-embed views")
@@ -131,6 +122,25 @@ def _parser(command: str) -> argparse.ArgumentParser:
         )
         _add_recipe(parser)
     return parser
+
+
+def _add_chain_options(parser: argparse.ArgumentParser, command: str) -> None:
+    default = Path("params.yaml") if command == "run" else None
+    parser.add_argument("--params", type=Path, default=default, help="one section per stage")
+    _add_recipe(parser)
+    parser.add_argument("--root", default="runs/local", help="folder or s3:// prefix; stage X writes ROOT/X")
+    parser.add_argument("--source", default="data/raw", help="folder with pictures and captions")
+    parser.add_argument("--towers", default="", help="folder with pretrained towers, if a teacher uses some")
+    if command == "status":
+        parser.add_argument(
+            "place", nargs="?", default="", metavar="ROOT", help="what a run left; needs no other option"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    if command == "run":
+        names = [row.stage for row in CHAIN]
+        parser.add_argument("--from", dest="first", choices=names, default=names[0], help="first stage")
+        parser.add_argument("--to", dest="last", choices=names, default=names[-1], help="last stage")
+        parser.add_argument("--force", action="store_true", help="run stages that are current, too")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:

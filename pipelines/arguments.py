@@ -11,6 +11,7 @@ from mobileclip import storage
 from mobileclip.errors import ConfigError
 from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow import sweep
+from mobileclip.lineage import code
 from mobileclip.lineage import record as records
 from pipelines.defaults import Sections
 from pipelines.release import EARLIER
@@ -124,7 +125,7 @@ def _choose(
     pipeline: BaseComponent, *, root: str, num_groups: int, variants: Mapping[str, Any] | None, **external: str
 ) -> dict[str, Any]:
     students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
-    given = {"root": root, "code": records.code_digest(), "groups": groups(num_groups), **external}
+    given = {"root": root, "code": code.package_digest(), "groups": groups(num_groups), **external}
     given |= {"variants": dict(variants or {}), "students": students}
     inputs = pipeline.component_spec.inputs or {}
     for name, spec in inputs.items():

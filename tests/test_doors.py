@@ -13,7 +13,7 @@ import yaml
 
 from mobileclip import __version__
 from mobileclip.chain import CHAIN
-from mobileclip.lineage.record import code_digest
+from mobileclip.lineage.code import package_digest
 from tests.tiny_chain import params, write_params
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def test_all_doors_leave_the_same_records(project, said):
 def image():
     """The project's image, of this very code; skipped where there is no engine, unless one is asked for."""
     name = os.environ.get("MOBILECLIP_IMAGE") or f"mobileclip-pipelines:{__version__}"
-    probe = "from mobileclip.lineage.provenance import code_digest; print(code_digest())"
+    probe = "from mobileclip.lineage.code import package_digest; print(package_digest())"
     try:
         found = subprocess.run(
             ["docker", "run", "--rm", name, "python3", "-c", probe], capture_output=True, text=True, check=False
@@ -135,7 +135,7 @@ def image():
         pytest.fail(why)
     if why:
         pytest.skip(f"NOT TESTED IN CONTAINERS: {why}; run .ci/containers")
-    assert found.stdout.strip() == code_digest(), f"image '{name}' holds other code, build it again"
+    assert found.stdout.strip() == package_digest(), f"image '{name}' holds other code, build it again"
     return name
 
 

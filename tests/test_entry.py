@@ -15,7 +15,6 @@ from mobileclip import manifest
 from mobileclip.config import Filter, Prepare, Reinforce, TeacherRef, Views
 from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, DataError, MobileClipError
-from mobileclip.lineage import record as records
 from mobileclip.lineage.record import input_digest, is_current
 from mobileclip.storage import digest_file
 
@@ -219,9 +218,3 @@ def test_a_damaged_shard_stops_a_stage_with_bad_input(prepared, tiny_teachers, t
         run_stage("filter", Filter(model="trained:first"), out=tmp_path / "out", data=prepared, teachers=tiny_teachers)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_the_code_digest_is_that_of_the_package(tmp_path):
-    names = [p for p in (ROOT / "mobileclip").rglob("*") if p.suffix in {".py", ".json", ".html", ".css", ".js"}]
-    expected = {p.relative_to(ROOT / "mobileclip").as_posix(): digest_file(p) for p in names}
-    assert records.code_digest() == manifest.spec_digest(expected)

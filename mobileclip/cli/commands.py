@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mobileclip import parallel, storage
@@ -19,6 +20,7 @@ from mobileclip.config import Params, Section, check_section, read_params
 from mobileclip.entry import run_stage
 from mobileclip.errors import ConfigError, GateRefused
 from mobileclip.lineage.record import is_current
+from mobileclip.lineage.state import chain_inputs, chain_states, read_run, write_run
 
 
 def stage(name: str, arguments: list[str]) -> int:
@@ -54,16 +56,17 @@ def run(arguments: argparse.Namespace) -> int:
     if not chosen:
         raise ConfigError(f"run: --from {arguments.first} comes after --to {arguments.last}.")
     console = Console(stderr=True)
-    pending = [row for row in chosen if arguments.force or _state(row, params, arguments) != "current"]
+    pending = [row for row in chosen if arguments.force or not _is_current(row, params, arguments)]
     if not pending:
         console.print(f"all {len(chosen)} stages are current in {arguments.root}")
         return _summary(arguments.root, [row.stage for row in chosen])
+    write_run(arguments.root, params, source=arguments.source, towers=arguments.towers)
     from mobileclip.tracking import runs as tracking
 
     with tracking.parent_run(Path(arguments.root).name):
         for row in chosen:
             # Asked again at its turn: an earlier stage that ran may have changed this one's inputs.
-            if not arguments.force and _state(row, params, arguments) == "current":
+            if not arguments.force and _is_current(row, params, arguments):
                 console.print(f"[dim]{row.stage:<20}current[/dim]")
                 continue
             start = time.perf_counter()
@@ -75,11 +78,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print each stage's state."""
-    params = read_params(arguments.params, recipes=arguments.recipe)
-    table = Table("stage", "state", "what it does", box=None)
-    for row in CHAIN:
-        table.add_row(row.stage, _state(row, params, arguments), row.title)
+    """Print each stage's state, and why a run would run it."""
+    root = arguments.place or arguments.root
+    left = read_run(root) if arguments.params is None else None
+    if left is None:
+        params = read_params(arguments.params or Path("params.yaml"), recipes=arguments.recipe)
+        source, towers = arguments.source, arguments.towers
+    else:
+        params, source, towers = left
+    states = chain_states(params, root, source=source, towers=towers)
+    if arguments.json:
+        rows = [{"stage": s.stage, "state": s.kind, "why": list(s.why)} for s in states]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    table = Table("stage", "state", "why", box=None)
+    for state in states:
+        why = "" if state.kind == "waits" else "\n".join(state.why)
+        table.add_row(state.stage, str(state), escape(why))
     Console().print(table)
     return 0
 
@@ -215,25 +230,12 @@ def _assign(values: dict[str, Any], path: list[str], text: str, name: str) -> No
 
 
 def _inputs(row: Step, arguments: argparse.Namespace) -> dict[str, str]:
-    inputs = {name: storage.join(arguments.root, stage) for name, stage in row.inputs.items()}
-    if "source" in row.external:
-        inputs["source"] = arguments.source
-    if "towers" in row.external:
-        inputs["towers"] = arguments.towers
-    return {name: uri for name, uri in inputs.items() if name not in row.optional or _is_there(row, name, uri)}
+    return chain_inputs(row, arguments.root, source=arguments.source, towers=arguments.towers)
 
 
-def _is_there(row: Step, name: str, uri: str) -> bool:
-    """Whether an optional input is given; that of an earlier stage counts once the stage has run in this root."""
-    return bool(uri) and (name not in row.inputs or storage.exists(storage.join(uri, "record.json")))
-
-
-def _state(row: Step, params: Params, arguments: argparse.Namespace) -> str:
+def _is_current(row: Step, params: Params, arguments: argparse.Namespace) -> bool:
     out = storage.join(arguments.root, row.stage)
-    if not storage.exists(storage.join(out, "record.json")):
-        return "missing"
-    current = is_current(row.stage, getattr(params, row.stage), out, _inputs(row, arguments))
-    return "current" if current else "changed"
+    return is_current(row.stage, getattr(params, row.stage), out, _inputs(row, arguments))
 
 
 def _summary(root: str, stages: list[str]) -> int:

@@ -19,6 +19,7 @@ from mobileclip import entry, storage
 from mobileclip.chain import step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError, IntegrityError, MobileClipError
+from mobileclip.lineage import code
 from mobileclip.lineage import record as records
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Run:
 
     Attributes:
         root: Folder or `s3://` prefix; stage X writes `ROOT/X`.
-        code: Expected `records.code_digest()`; empty = not checked.
+        code: Expected `code.package_digest()`; empty = not checked.
         generation: Expected generation of the root; empty = not checked.
     """
 
@@ -48,10 +49,10 @@ class Run:
             ConfigError: The library is another one.
             MobileClipError: Another run has taken the root over.
         """
-        if self.code and self.code != records.code_digest():
+        if self.code and self.code != code.package_digest():
             raise ConfigError(
                 f"code: the run was submitted for library code {self.code[:12]}, this image holds "
-                f"{records.code_digest()[:12]}; build the image from the revision that submits."
+                f"{code.package_digest()[:12]}; build the image from the revision that submits."
             )
         found = read_generation(self.root)
         if self.generation and found and found["id"] != self.generation:

@@ -3,6 +3,7 @@
 A record holds no time, host or absolute path, so the same inputs give the same record through every door.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,11 +13,11 @@ from typing import Any
 from mobileclip import __version__, manifest, storage
 from mobileclip.config import Section
 from mobileclip.errors import DataError, IntegrityError
+from mobileclip.lineage import code
 
 RECORD = "record.json"
 # Files that may differ between two equal runs (times, registry answers); they are kept out of the record.
 VOLATILE = frozenset({RECORD, "timings.json", "registry.json", "release.html"})
-_CODE = frozenset({".py", ".json", ".html", ".css", ".js"})
 
 
 def build_record(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def build_record(stage: str, config: Section, out: str, inputs: Mapping[str, str
     return {
         "stage": stage,
         "version": __version__,
-        "code": code_digest(),
+        "code": code.code_digest(stage),
+        "code_files": code.code_files(stage),
         "config": config_digest(config.model_dump(mode="json")),
         "inputs": {name: input_digest(uri) for name, uri in sorted(inputs.items())},
         "files": _file_digests(out),
@@ -32,7 +34,10 @@ def build_record(stage: str, config: Section, out: str, inputs: Mapping[str, str
 
 
 def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str]) -> bool:
-    """Whether `out` already holds this stage's result for this code, config and these inputs, and holds it whole."""
+    """Whether `out` already holds this stage's result for this code, config and these inputs, and holds it whole.
+
+    `mobileclip.lineage.state` says why not.
+    """
     uri = storage.join(out, RECORD)
     if not storage.exists(uri):
         return False
@@ -41,7 +46,7 @@ def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str])
         wanted = {name: input_digest(value) for name, value in sorted(inputs.items())}
         same = (
             record["stage"] == stage
-            and record["code"] == code_digest()
+            and record["code"] == code.code_digest(stage)
             and record["config"] == config_digest(config.model_dump(mode="json"))
             and record["inputs"] == wanted
         )
@@ -69,10 +74,21 @@ def input_digest(uri: str) -> str:
     if storage.is_s3(uri) or not path.exists():
         raise DataError(f"data: nothing at '{uri}', want a folder or the output of an earlier stage.")
     if path.is_file():
-        return storage.digest_file(path)
-    # A raw input folder: names and sizes and times would miss an edit, so hash the bytes.
+        return _raw_digest(path)
+    # A raw input folder: names and sizes and times would miss an edit between runs, so hash the bytes.
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.name))
-    return config_digest({p.relative_to(path).as_posix(): storage.digest_file(p) for p in files})
+    return config_digest({p.relative_to(path).as_posix(): _raw_digest(p) for p in files})
+
+
+def _raw_digest(path: Path) -> str:
+    """sha256 of a file of a raw input, hashed once per process: several stages of a run ask for the same one."""
+    found = path.stat()
+    return _hash_once(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.cache
+def _hash_once(path: Path, *_: int) -> str:
+    return storage.digest_file(path)
 
 
 def _hidden(name: str) -> bool:
@@ -100,10 +116,3 @@ def _file_digests(out: str) -> dict[str, str]:
 def config_digest(value: Any) -> str:
     """sha256 of a value as canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def code_digest() -> str:
-    """Digest of the installed package's own source: a changed library never passes off an old result as its own."""
-    root = Path(__file__).parents[1]
-    files = sorted(path for path in root.rglob("*") if path.suffix in _CODE)
-    return manifest.spec_digest({path.relative_to(root).as_posix(): storage.digest_file(path) for path in files})

@@ -8,8 +8,7 @@ from typing import Any
 
 from mobileclip import storage
 from mobileclip.errors import MobileClipError
-from mobileclip.lineage import provenance
-from mobileclip.lineage import record as records
+from mobileclip.lineage import code, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def describe(
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS], synchronous=True)
     config_digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     # With the inputs these are the record's own digests: `origins` finds the run of a record by them.
-    tags = {STAGE_TAG: stage, CONFIG_TAG: config_digest, CODE_TAG: records.code_digest()}
+    tags = {STAGE_TAG: stage, CONFIG_TAG: config_digest, CODE_TAG: code.code_digest(stage)}
     client.log_batch(run_id, tags=[entities.RunTag(k, v) for k, v in tags.items()], synchronous=True)
     if inputs:
         client.log_inputs(run_id, [_dataset(entities, name, uri, stage) for name, uri in sorted(inputs.items())])

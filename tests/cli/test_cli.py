@@ -333,6 +333,8 @@ class TestChain:
         assert set(states().values()) == {"missing"}
         assert _main(capsys, "run", *arguments, "--to", "train_teacher")[0] == 0
         assert {k for k, v in states().items() if v == "current"} == {"prepare", "train_teacher"}
+        remembered = json.loads(_main(capsys, "status", tmp_path / "runs", "--json")[1])
+        assert {row["stage"] for row in remembered if row["state"] == "current"} == {"prepare", "train_teacher"}
         before = (tmp_path / "runs" / "prepare" / "record.json").stat().st_mtime_ns
         _, _, err = _main(capsys, "run", *arguments, "--to", "train_teacher")
         assert "all 2 stages are current" in err

@@ -12,6 +12,7 @@ from components.images import IMAGE
 from mobileclip.chain import CHAIN, step
 from mobileclip.errors import ConfigError, IntegrityError, MobileClipError
 from mobileclip.kubeflow.run import GENERATION
+from mobileclip.lineage import code
 from mobileclip.lineage import record as records
 from tests.tiny_chain import params
 
@@ -76,7 +77,7 @@ def prepared(tiny_source, tmp_path):
 
 
 def test_hands_over_a_reference_and_metrics(prepared, tmp_path, tiny_source):
-    out, metrics = prepared(code=records.code_digest(), source_digest=records.input_digest(str(tiny_source)))
+    out, metrics = prepared(code=code.package_digest(), source_digest=records.input_digest(str(tiny_source)))
     reference = json.loads((tmp_path / "artifacts" / "out").read_text())
     assert reference == {"uri": str(tmp_path / "root/prepare"), "digest": records.input_digest(reference["uri"])}
     assert out.metadata == {**reference, "stage": "prepare"}

@@ -13,7 +13,7 @@ from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow import torchrun_worker as node
 from mobileclip.kubeflow.jobs import RUN_LABEL, outcome, render
 from mobileclip.kubeflow.launch import Nodes
-from mobileclip.lineage import record as records
+from mobileclip.lineage import code
 from tests.tiny_chain import params
 
 NODES = Nodes(count=2, processes=8, image="registry/mobileclip@sha256:1")
@@ -108,7 +108,7 @@ def test_conditions_say_how_a_job_stands(conditions, state):
 
 def test_processes_of_this_machine_leave_the_record_of_any_other_door(tiny_source, tmp_path):
     config = params()["prepare"]
-    where = kubeflow_run.Run(str(tmp_path / "root"), records.code_digest())
+    where = kubeflow_run.Run(str(tmp_path / "root"), code.package_digest())
     one = Nodes(count=1, processes=1, image="none")
     done = launch.run("prepare", config, where, nodes=one, task=dsl.TaskConfig(), source=str(tiny_source))
     entry.run_stage("prepare", config, out=str(tmp_path / "plain"), source=str(tiny_source))

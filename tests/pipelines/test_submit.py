@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mobileclip.errors import ConfigError
-from mobileclip.lineage import record as records
+from mobileclip.lineage import code
 from pipelines import arguments, defaults, submit, versions
 from pipelines.catalog import build
 from pipelines.resources import PROFILES
@@ -54,7 +54,7 @@ def test_a_run_is_told_where_it_works_and_for_which_code(call, api):
     assert given.pop("generation")
     assert given == {
         "root": "/data/runs/one", "source": "/data/raw", "source_digest": "f" * 64,
-        "code": records.code_digest(), "groups": ["0/3", "1/3", "2/3"],
+        "code": code.package_digest(), "groups": ["0/3", "1/3", "2/3"],
     }  # fmt: skip
 
 

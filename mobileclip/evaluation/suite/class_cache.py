@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 from mobileclip import storage
 from mobileclip.evaluation import zero_shot
 from mobileclip.evaluation.features import Features, text_features
-from mobileclip.lineage.record import code_digest
+from mobileclip.lineage.code import module_digest
 from mobileclip.models.zoo import Clip
 
 _NAME = "model"
@@ -47,7 +47,12 @@ def class_embeddings(
 
 def _key(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> str:
     # The library's code is part of it: another tokenizer or text tower gives other embeddings of the same weights.
-    facts = {"weights": clip.sha256, "code": code_digest(), "classes": list(classes), "templates": list(templates)}
+    facts = {
+        "weights": clip.sha256,
+        "code": module_digest(__name__),
+        "classes": list(classes),
+        "templates": list(templates),
+    }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
