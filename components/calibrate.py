@@ -20,7 +20,7 @@ def calibrate(
     """Search the teachers' logit scales on stored embeddings.
 
     Args:
-        config: Section `calibrate` of params.yaml, with every key.
+        config: Section `calibrate` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/calibrate`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

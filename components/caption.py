@@ -22,7 +22,7 @@ def caption(
     """Write M synthetic captions per image as a caption column, or put the groups' work together.
 
     Args:
-        config: Section `caption` of params.yaml, with every key.
+        config: Section `caption` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/caption`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
@@ -57,7 +57,7 @@ def caption_group(
     """Write the captions of one group of shards; shards that are committed already are left alone.
 
     Args:
-        config: Section `caption` of params.yaml, with every key.
+        config: Section `caption` of the params file.
         root: Folder or s3:// prefix of the run; all groups write to `ROOT/caption`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

@@ -31,7 +31,7 @@ def distill(
     """Train a student, and on request its plain-CLIP control, on a reinforced dataset.
 
     Args:
-        config: Section `distill` of params.yaml, with every key.
+        config: Section `distill` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/distill`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
@@ -66,7 +66,7 @@ def distill_nodes(
     """Train a student, and on request its plain-CLIP control, on several nodes: start the job, follow it, hand over.
 
     Args:
-        config: Section `distill` of params.yaml, with every key.
+        config: Section `distill` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/distill`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
@@ -103,7 +103,7 @@ def distill_variant(
     """Train one student of a sweep.
 
     Args:
-        config: Section `distill` of params.yaml, with every key.
+        config: Section `distill` of the params file.
         variants: What differs from it, by name of the student.
         name: The student.
         root: Folder or s3:// prefix of this student; this stage writes `ROOT/distill`.

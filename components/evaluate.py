@@ -23,7 +23,7 @@ def evaluate(
     """Score student and control on pictures neither has seen, with intervals and a report.
 
     Args:
-        config: Section `evaluate` of params.yaml, with every key.
+        config: Section `evaluate` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/evaluate`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

@@ -21,7 +21,7 @@ def export(
     """Write the student's towers for the phone runtimes and prove each in its runtime.
 
     Args:
-        config: Section `export` of params.yaml, with every key.
+        config: Section `export` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/export`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

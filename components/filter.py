@@ -21,7 +21,7 @@ def filter(
     """Score image-text pairs with a CLIP model and keep the best, as a selection column.
 
     Args:
-        config: Section `filter` of params.yaml, with every key.
+        config: Section `filter` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/filter`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

@@ -22,7 +22,7 @@ def finetune_captioner(
     """Pre-train a CoCa captioner on the alt text and fine-tune it on better captions.
 
     Args:
-        config: Section `finetune_captioner` of params.yaml, with every key.
+        config: Section `finetune_captioner` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/finetune_captioner`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

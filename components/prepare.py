@@ -21,7 +21,7 @@ def prepare(
     """Turn a user's pictures and captions into checked webdataset shards with a manifest.
 
     Args:
-        config: Section `prepare` of params.yaml, with every key.
+        config: Section `prepare` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/prepare`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

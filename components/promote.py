@@ -24,7 +24,7 @@ def promote(
     """Register the student with its evidence and let the gates decide on the champion alias.
 
     Args:
-        config: Section `promote` of params.yaml, with every key.
+        config: Section `promote` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/promote`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

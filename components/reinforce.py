@@ -22,7 +22,7 @@ def reinforce(
     """Store N views per image and every teacher's embeddings of them, or put the groups' work together.
 
     Args:
-        config: Section `reinforce` of params.yaml, with every key.
+        config: Section `reinforce` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/reinforce`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.
@@ -57,7 +57,7 @@ def reinforce_group(
     """Compute views and embeddings of one group of shards; shards that are committed already are left alone.
 
     Args:
-        config: Section `reinforce` of params.yaml, with every key.
+        config: Section `reinforce` of the params file.
         root: Folder or s3:// prefix of the run; all groups write to `ROOT/reinforce`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

@@ -22,7 +22,7 @@ def train_teacher(
     """Train in-domain CLIP teachers, from scratch or by locked tuning of pretrained towers.
 
     Args:
-        config: Section `train_teacher` of params.yaml, with every key.
+        config: Section `train_teacher` of the params file.
         root: Folder or s3:// prefix of the run; this stage writes `ROOT/train_teacher`.
         code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
         generation: Generation of the root (part of the cache key), checked unless empty.

@@ -20,7 +20,7 @@ TOOLS = {
     "convert": "read or write the public DataCompDR/DFNDR layout",
     "verify": "re-hash and check every file of a dataset, and replay stored views",
     "plan": "estimate GPU-hours, storage, shards and groups of a reinforced dataset, and when it pays",
-    "params": "print a params file with every key and its meaning",
+    "params": "complete and upgrade a params file: every key with its meaning, or only what differs",
     "models": "list the architectures with their sizes",
     "trace": "print the lineage of a file or stage folder back to its data",
     "history": "print the promotions of a registered model",
@@ -121,6 +121,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
             "params", nargs="?", type=Path, help="params file to complete with comments; default: built in"
         )
         _add_recipe(parser)
+        parser.add_argument("--short", action="store_true", help="only the keys that differ from the defaults")
+        parser.add_argument("--out", default="", help="file to write; default: print it")
     return parser
 
 

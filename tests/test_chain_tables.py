@@ -42,10 +42,10 @@ def test_every_stage_reads_only_earlier_ones():
 
 def test_dvc_has_the_stages_and_edges_of_the_chain(dvc):
     values, file = dvc
-    assert list(file["stages"]) == STAGE_NAMES
+    assert list(file["stages"]) == ["params", *STAGE_NAMES]
     for row in CHAIN:
         stage = file["stages"][row.stage]
-        wanted = {"params": values["params"], "out": f"{values['root']}/{row.stage}"}
+        wanted = {"params": f"{values['root']}/params.yaml", "out": f"{values['root']}/{row.stage}"}
         wanted |= {name: values[name] for name in row.external}
         wanted |= {name: f"{values['root']}/{source}" for name, source in row.inputs.items()}
         words = stage["cmd"].removesuffix(" || test $? -eq 3").split()
@@ -56,9 +56,14 @@ def test_dvc_has_the_stages_and_edges_of_the_chain(dvc):
 
 def test_dvc_runs_a_stage_again_when_code_section_or_inputs_change(dvc):
     values, file = dvc
+    completed = f"{values['root']}/params.yaml"
+    first = file["stages"]["params"]
+    assert first["cmd"] == f"python -m mobileclip params {values['params']} --out {completed}"
+    assert first["deps"] == ["mobileclip/config", values["params"]]
+    assert first["outs"] == [completed]
     for row in CHAIN:
         stage = file["stages"][row.stage]
-        assert stage["params"] == [{values["params"]: [row.stage]}]
+        assert stage["params"] == [{completed: [row.stage]}]
         external = [values[name] for name in row.external]
         records = [f"{values['root']}/{source}/record.json" for source in row.inputs.values()]
         assert stage["deps"] == ["mobileclip", *external, *records]

@@ -14,7 +14,7 @@ import yaml
 from mobileclip import __version__
 from mobileclip.chain import CHAIN
 from mobileclip.lineage.code import package_digest
-from tests.tiny_chain import params, write_params
+from tests.tiny_chain import params, write_short_params
 
 ROOT = Path(__file__).parents[1]
 STAGES = [row.stage for row in CHAIN]
@@ -34,7 +34,7 @@ class Project:
         (folder / SOURCE).chmod(0o755)  # containers read it as a user without rights
         (folder / TOWERS).mkdir()
         (folder / TOWERS / "README").write_text("no teacher of this chain starts from a pretrained tower\n")
-        write_params(folder / "params.yaml")
+        write_short_params(folder / "params.yaml")
         file = yaml.safe_load((ROOT / "dvc.yaml").read_text())
         file["vars"] = [{"params": "params.yaml", "source": SOURCE, "towers": TOWERS, "root": "runs/dvc"}]
         (folder / "dvc.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
@@ -188,7 +188,7 @@ def test_a_changed_section_runs_its_stage_and_what_depends_on_the_result(project
     before = {door: project.times(door) for door in said}
     values = params()
     values["promote"]["why"] = "another reason"
-    write_params(project.folder / "params.yaml", values)
+    write_short_params(project.folder / "params.yaml", values)
     project.cli()
     again = project.kubeflow()
     project.dvc()

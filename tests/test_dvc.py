@@ -51,7 +51,7 @@ def test_git_holds_pointers_and_no_data(repository):
 
 
 def test_a_second_repro_does_nothing(repository):
-    assert ran(repository.first) == STAGES
+    assert ran(repository.first) == ["params", *STAGES]
     before = repository.times("dvc")
     said = repository.dvc()
     assert "up to date" in said
@@ -80,12 +80,17 @@ def test_a_fresh_clone_pulls_everything_and_is_clean(repository, tmp_path):
 
 
 def test_an_experiment_runs_what_depends_on_its_key_and_shows_in_the_diff(repository):
-    """A key of export starts export and what follows; one of distill starts distill and all that reads its student."""
+    """A key of export starts export and what follows; one of distill starts distill and all that reads its student.
+
+    The second key is not in the short params file: the plus adds it, and the difference shows the default it had.
+    """
     said = repository.run("dvc", "exp", "run", "-S", "export.samples=5", "--name", "five")
-    assert ran(said) == ["export", "promote"]
+    assert ran(said) == ["params", "export", "promote"]
     assert re.search(r"params\.yaml\s+export\.samples\s+4\s+5", repository.run("dvc", "params", "diff", "HEAD"))
-    said = repository.run("dvc", "exp", "run", "-S", "distill.distill_weight=0.7", "--name", "weight")
-    assert ran(said) == ["distill", "evaluate", "export", "promote"]
+    said = repository.run("dvc", "exp", "run", "-S", "+distill.distill_weight=0.7", "--name", "weight")
+    assert ran(said) == ["params", "distill", "evaluate", "export", "promote"]
+    shown = repository.run("dvc", "params", "diff", "HEAD")
+    assert re.search(r"runs/dvc/params\.yaml\s+distill\.distill_weight\s+1\.0\s+0\.7", shown)
     assert "runs/dvc/evaluate/metrics.json" in repository.run("dvc", "metrics", "diff", "HEAD")
     listed = repository.run("dvc", "exp", "list")
     assert "five" in listed

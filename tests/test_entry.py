@@ -110,7 +110,7 @@ class TestCurrent:
     def test_bad_input_leaves_a_finished_stage_alone(self, prepared, tiny_source):
         before = _files(prepared)
         with pytest.raises(ConfigError):
-            run_stage("prepare", {}, out=prepared, source=tiny_source)
+            run_stage("prepare", {"shards": 4}, out=prepared, source=tiny_source)
         with pytest.raises(DataError):
             run_stage("prepare", CONFIG, out=prepared, source="/nowhere")
         assert _files(prepared) == before

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from mobileclip.config import Params, Teacher
+from mobileclip.config.params_file import render
 
 Values = dict[str, Any]
 
@@ -41,6 +42,12 @@ def write_params(path: Path, values: Values | None = None) -> Path:
     """A params file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values or params(), sort_keys=False))
+    return path
+
+
+def write_short_params(path: Path, values: Values | None = None) -> Path:
+    """A params file as a person writes it: what differs from the defaults."""
+    path.write_text(render(Params.model_validate(values or params()), short=True))
     return path
 
 

@@ -162,14 +162,21 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def params(arguments: argparse.Namespace) -> int:
-    """Print a complete params file."""
-    from mobileclip.config.params_file import render
+    """Print or write a params file: every key with its meaning, or only what differs from the defaults.
 
-    if arguments.recipe:
-        values = read_params(arguments.params or Path("params.yaml"), recipes=arguments.recipe)
+    What was filled in and what was renamed goes to stderr.
+    """
+    from mobileclip.config.params_file import render
+    from mobileclip.config.upgrade import completed
+
+    report = completed(arguments.params, recipes=arguments.recipe)
+    for line in report.lines():
+        sys.stderr.write(f"{line}\n")
+    text = render(report.params, short=arguments.short)
+    if arguments.out:
+        storage.write_bytes(arguments.out, text.encode())
     else:
-        values = read_params(arguments.params) if arguments.params else Params()
-    sys.stdout.write(render(values))
+        sys.stdout.write(text)
     return 0
 
 

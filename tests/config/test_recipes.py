@@ -50,6 +50,19 @@ class TestMerging:
         found = read_params(BASE, recipes=[top, last])
         assert (found.distill.seed, found.distill.model) == (3, "a")
 
+    def test_title_and_source_are_optional(self, write):
+        assert read_params(BASE, recipes=[write("distill: {seed: 7}", about="")]).distill.seed == 7
+        assert (
+            read_params(BASE, recipes=[write("distill: {seed: 7}", about="recipe: {title: mine}\n")]).distill.seed == 7
+        )
+        assert read_params(BASE, recipes=[write("", about="")]) == read_params(BASE)
+
+    def test_a_params_file_may_extend_another(self, write):
+        write("distill: {seed: 1, model: a}", "below.yaml", about="")
+        assert read_params(write("distill: {seed: 2}", about="recipe: {extends: [below.yaml]}\n")).distill == (
+            Params().distill.model_copy(update={"seed": 2, "model": "a"})
+        )
+
     def test_lists_and_scales_by_teacher_are_replaced_and_new_items_completed(self, write):
         recipes = [
             write("calibrate: {given: {a: 1}}\nreinforce: {teachers: [{name: a}, {name: b}]}", "1.yaml"),
@@ -62,14 +75,21 @@ class TestMerging:
     @pytest.mark.parametrize(
         ("text", "about", "match"),
         [
-            ("distil: {}", None, r"^distil: unknown key\.$"),
-            ("distill: {training: {step: 1}}", None, r"^distill\.training\.step: unknown key\.$"),
+            ("distil: {}", None, r"^distil: unknown key, did you mean distill\.$"),
+            (
+                "distill: {training: {step: 1}}",
+                None,
+                r"^distill\.training\.step: unknown key, did you mean ",
+            ),
             ("distill: {seed: x}", None, r"^distill\.seed: got 'x', input should be a valid integer"),
-            ("", "", r"^recipe: '.*' holds NoneType, want a mapping with sections\.$"),
-            ("distill: {}", "", r"^recipe: '.*' has no title and source, want a block `recipe` with both\.$"),
+            ("[]", "", r"^recipe: '.*' holds list, want a mapping with sections of stages\.$"),
             ("", "recipe: {title: t, source: s, more: 1}", r"^recipe\.more: unknown key in '.*'\.$"),
             ("", "recipe: {title: t, source: s, extends: [r.yaml]}", r"^recipe: '.*' extends itself, or too many"),
-            ("", "recipe: {title: t, source: s, extends: [x.yaml]}", r"^recipe: no file '.*x\.yaml'\.$"),
+            (
+                "",
+                "recipe: {title: t, source: s, extends: [x.yaml]}",
+                r"^recipe: no file '.*x\.yaml', want a YAML file",
+            ),
             ("a: [", None, r"^recipe: '.*' is not YAML: "),
         ],
     )
