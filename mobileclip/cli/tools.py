@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mobileclip import storage
 from mobileclip.cli import plan as plan_command
+from mobileclip.cli import use
 from mobileclip.config import read_params
 from mobileclip.errors import ConfigError
 
@@ -260,12 +261,69 @@ def devices(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="a bundle, export folder, root of a run, student's folder, hf-hub:OWNER/NAME or NAME:TAG")
+    add("folder", help="images; subfolders are read, what is hidden is not")
+    add("--index", type=Path, default=None, help="folder of the index; default: .mobileclip within the folder")
+    add("--image", default="", help="precision of a bundle's image program; default: the most exact one")
+    add("--batch-size", type=int, default=32, help="images that are in memory at a time")
+
+
+def _add_sheet(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--text", default="", help="precision of a bundle's text program; default: the most exact one")
+    add("--top", type=int, default=24, help="most images to show, of classes each")
+    add("--json", dest="json_", action="store_true", help="print JSON instead of a table")
+    add("--sheet", type=Path, default=None, metavar="FILE", help="the contact sheet (HTML); default: beside the index")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    add = parser.add_argument
+    add("query", nargs="?", default="", help='what to look for, for example "a dog on grass"')
+    add("--like", type=Path, nargs="+", default=[], metavar="IMAGE", help="example images in place of a text")
+    _add_sheet(parser)
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Find the images of a folder that fit a text, or look like given images."""
+    return use.search(**vars(arguments))
+
+
+def _add_classify(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    add = parser.add_argument
+    add("--labels", nargs="+", required=True, help="labels with commas between, or a file with one per line")
+    add("--template", nargs="+", default=["a photo of a {}."], help="prompts with {} for the label")
+    add("--out", default="", help="every image's label and probabilities: .csv, .json or .jsonl")
+    _add_sheet(parser)
+
+
+def classify(arguments: argparse.Namespace) -> int:
+    """Give every image of a folder the most likely of several labels."""
+    return use.classify(**vars(arguments))
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    _add_folder(parser)
+    parser.add_argument("--out", required=True, help="file or s3:// object that ends in .parquet or .npz")
+
+
+def embed(arguments: argparse.Namespace) -> int:
+    """Write the embeddings of a folder's images for other tools."""
+    return use.embed(**vars(arguments))
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "plan": (plan_command.add_options, plan_command.run),
     "convert": (_add_convert, convert),
     "bundle": (_add_bundle, bundle),
     "page": (_add_page, page),
     "score": (_add_score, score),
+    "search": (_add_search, search),
+    "classify": (_add_classify, classify),
+    "embed": (_add_embed, embed),
     "publish": (_add_publish, publish),
     "suite": (_add_suite, suite),
     "compare": (_add_compare, compare),

@@ -53,6 +53,18 @@ def embed(encode: Callable[[list[str]], Floats], labels: Sequence[str], template
     Raises:
         DataError: There is no label, a label occurs twice, or a template has no place for it.
     """
+    check_prompts(labels, templates)
+    prompts = [template.replace("{}", label) for label in labels for template in templates]
+    each = encode(prompts).reshape(len(labels), len(templates), -1)
+    return PromptBank(list(labels), list(templates), _unit(each.astype(np.float64).mean(axis=1)))
+
+
+def check_prompts(labels: Sequence[str], templates: Sequence[str]) -> None:
+    """Refuse labels and templates that no bank can be made of.
+
+    Raises:
+        DataError: There is no label, a label occurs twice, or a template has no place for it.
+    """
     if isinstance(labels, str):
         raise DataError(f"prompt bank: labels: got the text '{labels[:60]}', want a list of labels.")
     if not templates or any("{}" not in template for template in templates):
@@ -62,9 +74,6 @@ def embed(encode: Callable[[list[str]], Floats], labels: Sequence[str], template
     if not labels or doubles:
         got = f"'{doubles[0]}' twice" if doubles else "none"
         raise DataError(f"prompt bank: labels: got {got}, want each of at least one label once.")
-    prompts = [template.replace("{}", label) for label in labels for template in templates]
-    each = encode(prompts).reshape(len(labels), len(templates), -1)
-    return PromptBank(list(labels), list(templates), _unit(each.astype(np.float64).mean(axis=1)))
 
 
 def write(bank: PromptBank, folder: Path, *, name: str, precision: Precision) -> tuple[Path, Path]:
