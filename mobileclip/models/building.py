@@ -20,6 +20,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
+import transformers.dynamic_module_utils
 from open_clip.factory import get_model_config
 
 from mobileclip.data.preprocess import Preprocess
@@ -29,9 +30,13 @@ from mobileclip.models.pointwise import without_stride
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
 from mobileclip.models.text_repmixer import clip_with_text_repmixer
 from mobileclip.models.trunk import TrunkTower
+from mobileclip.models.trusted_config import check_text_folder
 
 # transformers loads torchao where it is installed, and torchao's way of registering types makes torch warn every user.
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+# Where a repository brings code of its own, transformers asks at the terminal whether to run it, and open_clip leaves
+# that question open: with no time to answer it is refused.
+transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 _CUSTOM = re.compile(r"^timm:(?P<image>[^@+]+)(?:@(?P<size>\d+))?\+(?P<text>.+)$")
 
@@ -93,8 +98,7 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
     cfg = deepcopy(config)
     if "hf_model_name" in cfg["text_cfg"]:
         cfg["text_cfg"]["hf_model_pretrained"] = False
-        if text_folder is not None:
-            cfg["text_cfg"]["hf_model_name"] = str(text_folder)
+        cfg["text_cfg"]["hf_model_name"] = _text_source(cfg["text_cfg"]["hf_model_name"], text_folder)
     if "timm_model_name" in cfg["vision_cfg"]:
         cfg["vision_cfg"]["timm_model_pretrained"] = False
     custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
@@ -137,6 +141,11 @@ def hub_files(text: dict[str, Any]) -> Iterator[None]:
     """
     try:
         yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        name = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+        raise DataError(f"model: the Hugging Face files '{name}' bring code, which is never run.") from None
     except OSError as error:
         name = text.get("hf_model_name") or text.get("hf_tokenizer_name")
         reason = str(error).strip().partition("\n")[0].rstrip(".")[:160]
@@ -146,14 +155,31 @@ def hub_files(text: dict[str, Any]) -> Iterator[None]:
         ) from None
 
 
+def _text_source(name: str, folder: Path | None) -> str:
+    """Where transformers reads a text tower's files: a folder that is checked first, else the hub, never by chance.
+
+    Raises:
+        DataError: The folder names code, or `name` is a hub's name and a folder here, which transformers would prefer.
+    """
+    if folder is not None:
+        check_text_folder(folder)
+        return str(folder)
+    if Path(name).exists():
+        raise DataError(
+            f"model: the text tower needs the Hugging Face files '{name}', and a folder here has that name."
+        )
+    return name
+
+
 def build_tokenizer(config: dict[str, Any], text_folder: Path | None = None) -> Callable[[Sequence[str]], torch.Tensor]:
     """Texts to token ids int64 [batch, context_length], as the text tower of `config` wants them."""
     text = config["text_cfg"]
     length = int(text.get("context_length", 77))
     if "hf_tokenizer_name" in text:
-        source = str(text_folder) if text_folder is not None else text["hf_tokenizer_name"]
+        source = _text_source(text["hf_tokenizer_name"], text_folder)
+        options = {**text.get("tokenizer_kwargs", {}), "trust_remote_code": False}
         with hub_files(text):
-            return open_clip.tokenizer.HFTokenizer(source, context_length=length, **text.get("tokenizer_kwargs", {}))  # type: ignore[no-any-return]
+            return open_clip.tokenizer.HFTokenizer(source, context_length=length, **options)  # type: ignore[no-any-return]
     if "multimodal_cfg" in config:
         length = int(config["multimodal_cfg"].get("context_length", length))
     options = dict(text.get("tokenizer_kwargs", {}))

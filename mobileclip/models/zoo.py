@@ -34,6 +34,7 @@ from mobileclip.models.published import (
     statistics_of_file,
     variant_of_hub,
 )
+from mobileclip.models.trusted_config import checked_config
 
 __all__ = [
     "CARD_FILE",
@@ -188,20 +189,25 @@ def _load_folder(uri: str, name: str) -> Clip:
         raise DataError(
             f"model: no checkpoint at '{uri}', want a folder with {CONFIG_FILE} and {WEIGHTS_FILE}."
         ) from None
-    except ValueError:
-        raise DataError(f"model: '{uri}/{CONFIG_FILE}' is not JSON.") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"model: '{uri}/{CONFIG_FILE}' or {CARD_FILE} beside it is not JSON.") from None
+    config = _checked(raw, f"{uri}/{CONFIG_FILE}")
     preprocess = _stated_preprocess(raw, f"{uri}/{CONFIG_FILE}")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise DataError(f"model: no {WEIGHTS_FILE} in '{uri}'.")
     text_folder = folder / TEXT_FOLDER if (folder / TEXT_FOLDER).is_dir() else None
-    config = raw["model_cfg"]
     model = build(config, text_folder)
     fit(model, weights, name=f"in '{uri}'")
     return Clip(
         model.eval(), preprocess, build_tokenizer(config, text_folder), config, name,
         storage.digest_file(weights), str(card.get("license", "unknown")), str(folder), card,
     )  # fmt: skip
+
+
+def _checked(raw: Any, file: str) -> dict[str, Any]:
+    """The architecture of a configuration that came with weights: shapes and choices alone."""
+    return checked_config(raw.get("model_cfg") if isinstance(raw, dict) else None, where=file)
 
 
 def _stated_preprocess(raw: dict[str, Any], file: str) -> Preprocess:
@@ -248,7 +254,11 @@ def _load_hub(repository: str) -> Clip:
         clip = _load_file(variant, weights, license_=license_)
         clip.name = f"hf-hub:{repository}"
         return clip
-    raw = json.loads(config.read_text())
+    try:
+        raw = json.loads(config.read_text())
+    except (ValueError, RecursionError):
+        raise DataError(f"model: 'hf-hub:{repository}/{CONFIG_FILE}' is not JSON.") from None
+    _checked(raw, f"hf-hub:{repository}/{CONFIG_FILE}")  # before open_clip reads the same file
     clip = _load_published(f"hf-hub:{repository}", "", f"hf-hub:{repository}", license_)
     known = statistics_of_file(variant) if variant else None
     if known is None:

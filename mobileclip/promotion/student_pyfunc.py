@@ -32,6 +32,8 @@ from PIL import Image, ImageOps
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _BATCH = 64
+# What a checkpoint may say to its tokenizer; other words would reach transformers, which runs code where it is told to.
+_TOKENIZER = ("clean", "strip_sep_token", "language")
 
 
 class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -187,6 +189,7 @@ def _tokenizer(config: dict[str, Any], text_folder: Path) -> Callable[[list[str]
     length, options = int(text.get("context_length", 77)), dict(text.get("tokenizer_kwargs", {}))
     if "hf_tokenizer_name" in text:
         source = str(text_folder) if text_folder.is_dir() else text["hf_tokenizer_name"]
+        options = {name: value for name, value in options.items() if name in _TOKENIZER} | {"trust_remote_code": False}
         return open_clip.tokenizer.HFTokenizer(source, context_length=length, **options)
     merges = options.pop("num_merges", 0)
     if not merges:
