@@ -10,9 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, set_cell_size
 
 from mobileclip import storage
 from mobileclip.errors import ConfigError
@@ -246,11 +244,12 @@ def _write_page(path: Path, page: str) -> None:
 
 
 def _print_rows(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(*head, box=None)
-    for row in rows:
-        # Names are text, never markup of the terminal; what is no Unicode is shown replaced.
-        table.add_row(*(Text(str(cell).encode("utf-8", "replace").decode(), overflow="fold") for cell in row))
-    Console().print(table)
+    """Columns, of which the last one is never wrapped or cut: it holds names that are copied and piped."""
+    lines = [[_readable(str(cell)) for cell in row] for row in (head, *rows)]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(head) - 1)]
+    for line in lines:
+        padded = [set_cell_size(cell, width) for cell, width in zip(line[:-1], widths, strict=True)]
+        sys.stdout.write("  ".join([*padded, line[-1]]).rstrip() + "\n")
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
@@ -266,4 +265,10 @@ def _tell(done: Any, broken: Mapping[str, str]) -> None:
         lines.append(f"{len(broken):,} {'file' if len(broken) == 1 else 'files'} could not be read:")
         lines += [f"  {name}: {fault}" for name, fault in list(broken.items())[:_NAMED]]
         lines += [f"  and {len(broken) - _NAMED:,} more"] if len(broken) > _NAMED else []
-    sys.stderr.write("\n".join(lines).encode("utf-8", "replace").decode() + "\n")
+    sys.stderr.write(_readable("\n".join(lines)) + "\n")
+
+
+def _readable(text: str) -> str:
+    """File names that are no Unicode, with what cannot be shown replaced; no name steers the terminal."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return shown.encode("utf-8", "replace").decode()

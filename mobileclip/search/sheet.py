@@ -74,8 +74,13 @@ def _figure(folder: Path, one: Shown, number: int) -> Markup:
     name = _readable(one.name)
     image = thumbnail(folder / one.name)
     shown = element("img", src=image, alt=name, loading="lazy") if image else element("span", "gone", class_="gone")
+    place, _, last = name.rpartition("/")
     caption = element(
-        "figcaption", element("b", f"{number}"), element("span", name, title=name), element("i", one.value)
+        "figcaption",
+        element("b", f"{number}"),
+        element("span", last, title=name),
+        element("i", one.value),
+        element("small", place, title=name) if place else None,
     )
     return element("figure", element("div", shown, class_="frame"), caption)
 
