@@ -54,6 +54,14 @@ def fastvit_mci_tiny(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module
     return model
 
 
+def fit_size(visual: Any, size: Any) -> None:
+    """Give timm's vision transformers the configured input size [pixels]; other towers take any."""
+    trunk: Any = getattr(visual, "trunk", None)
+    built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if isinstance(size, int) and built_for not in {None, (size, size)} and hasattr(trunk, "set_input_size"):
+        trunk.set_input_size(img_size=(size, size))
+
+
 def _check(pretrained: bool, kwargs: dict[str, Any]) -> None:
     if pretrained:
         raise ValueError("pretrained: got True, the project's own architectures have no published weights.")

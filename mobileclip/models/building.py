@@ -25,7 +25,7 @@ from open_clip.factory import get_model_config
 
 from mobileclip.data.preprocess import Preprocess
 from mobileclip.errors import ConfigError, DataError
-from mobileclip.models.architectures import own_names, register
+from mobileclip.models.architectures import fit_size, own_names, register
 from mobileclip.models.pointwise import without_stride
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS
 from mobileclip.models.text_repmixer import clip_with_text_repmixer
@@ -117,16 +117,8 @@ def build(config: dict[str, Any], text_folder: Path | None = None) -> torch.nn.M
     else:
         with hub_files(cfg["text_cfg"]):
             built = open_clip.CustomTextCLIP(**cfg) if custom else open_clip.CLIP(**cfg)
-    _fit_size(built.visual, cfg["vision_cfg"].get("image_size"))
+    fit_size(built.visual, cfg["vision_cfg"].get("image_size"))
     return without_stride(built).eval()
-
-
-def _fit_size(visual: Any, size: Any) -> None:
-    """Give timm's vision transformers the configured input size; open_clip builds them for the one in their name."""
-    trunk: Any = getattr(visual, "trunk", None)
-    built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
-    if isinstance(size, int) and built_for not in {None, (size, size)} and hasattr(trunk, "set_input_size"):
-        trunk.set_input_size(img_size=(size, size))
 
 
 @contextlib.contextmanager
@@ -222,7 +214,7 @@ def _timm_pool(image: str) -> str:
 @functools.lru_cache
 def _timm_config(image: str) -> Preprocess:
     """What timm says of a tower: input size, mean, std and interpolation of its published weights."""
-    found = timm.get_pretrained_cfg(image, allow_unregistered=False)
+    found = timm.get_pretrained_cfg(image)  # none for the own towers
     size = found.input_size[-1] if found is not None else 224
     mean, std = (found.mean, found.std) if found is not None else PLAIN
     return Preprocess(int(size), tuple(mean), tuple(std), found.interpolation if found is not None else "bicubic")
