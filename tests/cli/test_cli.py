@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from mobileclip import __version__, config, manifest
-from mobileclip.__main__ import TOOLS, main
+from mobileclip.__main__ import main
 from mobileclip.chain import CHAIN
+from mobileclip.cli.registry import COMMANDS, GROUPS
 from mobileclip.config import Optimizer, Teacher, Training
 from mobileclip.config.params_file import render
 from tests import tiny_chain
@@ -57,8 +58,10 @@ class TestHelp:
         assert _main(capsys, "--version") == (0, f"mobileclip {__version__}\n", "")
         code, out, _ = _main(capsys, "--help")
         assert code == 0
-        for name in [*(row.stage for row in CHAIN), *TOOLS]:
-            assert re.search(rf"^  {name} +\S", out, re.MULTILINE)
+        for row in COMMANDS:
+            assert re.search(rf"^  {row.name} +\S", out, re.MULTILINE)
+        assert [line for line in out.splitlines() if re.fullmatch(r"\w+", line)] == list(GROUPS)
+        assert max(len(line) for line in out.splitlines()) <= 100
         assert _main(capsys)[:2] == (0, out)
 
     def test_needs_no_torch(self):
@@ -83,16 +86,17 @@ class TestHelp:
             assert key.replace("_", "-") in plain or key in plain
             assert re.sub(r"\s+", "", (info.description or ""))[:20] in plain
 
-    @pytest.mark.parametrize("tool", TOOLS)
+    @pytest.mark.parametrize("tool", [row.name for row in COMMANDS if row.target])
     def test_of_a_tool(self, capsys, tool):
         code, out, _ = _main(capsys, tool, "--help")
         assert code == 0
-        assert f"usage: mobileclip {tool}" in out
+        assert f"Usage: mobileclip {tool}" in out
 
     def test_an_unknown_command(self, capsys):
         code, _, err = _main(capsys, "destill")
         assert code == 2
-        assert err.startswith("error: command: got 'destill', want one of prepare, ")
+        assert err == "error: command: got 'destill', did you mean 'distill'?\n"
+        assert "`mobileclip --help` lists them" in _main(capsys, "zzz")[2]
 
 
 def _captions(folder, text: str) -> Path:
@@ -215,7 +219,8 @@ class TestWrongInputs:
     def test_missing_arguments_show_the_usage(self, capsys, params):
         code, _, err = _main(capsys, "prepare", "--params", params)
         assert code == 2
-        assert "the following arguments are required: --out, --source" in err
+        assert "Usage: mobileclip prepare" in err
+        assert "error: Missing option '--out'." in err
 
     def test_debug_shows_the_trace(self, params, tmp_path):
         from mobileclip.errors import DataError
@@ -262,13 +267,13 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (["--config.shard_sample", "8"], "prepare.shard_sample: unknown key."),
-            (["--config.shard.samples", "8"], "prepare.shard: unknown key."),
+            (["--config.shard_sample", "8"], "prepare.shard_sample: unknown key, did you mean prepare.shard_samples."),
+            (["--config.shard.samples", "8"], "prepare.shard: unknown key, did you mean prepare.shard_bytes."),
             (["--config.shard_samples.x", "8"], "prepare.shard_samples.x: unknown key."),
             (["--config.shard_samples", "0"], "prepare.shard_samples: got 0, input should be greater than 0."),
             (["--config.shard_samples"], "prepare: '--config.shard_samples' has no value."),
             (["--config.license", "a: b: c"], "prepare.license: got 'a: b: c', want a YAML value."),
-            (["--shard-samples", "8"], "prepare: unknown option ['--shard-samples']; keys are --config.KEY."),
+            (["--shard-samples", "8"], "No such option '--shard-samples'. Did you mean '--config.shard_samples'?"),
         ],
     )  # fmt: skip
     def test_wrong_ones_get_a_sentence(self, capsys, tmp_path, params, tiny_source, arguments, sentence):

@@ -1,0 +1,146 @@
+"""Commands of the chain as a whole: run it, say what a run would do, complete its params."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mobileclip import storage
+from mobileclip.chain import CHAIN, Step
+from mobileclip.cli import tables
+from mobileclip.cli.options import FILE, json_option, notes, params_option, place_options, recipe_option
+from mobileclip.cli.stage import exit_code
+from mobileclip.config import read_params
+from mobileclip.errors import ConfigError
+from mobileclip.lineage.record import is_current
+from mobileclip.lineage.state import chain_inputs, chain_states, read_run, write_run
+
+_STAGES = click.Choice([row.stage for row in CHAIN])
+
+
+@click.command()
+@params_option
+@recipe_option
+@place_options
+@click.option("--from", "first", type=_STAGES, default=CHAIN[0].stage, help="first stage")
+@click.option("--to", "last", type=_STAGES, default=CHAIN[-1].stage, help="last stage")
+@click.option("--force", is_flag=True, help="run stages that are current, too")
+def run(
+    params: Path, recipe: tuple[Path, ...], root: str, source: str, towers: str, first: str, last: str, force: bool
+) -> int:
+    """Run the chain from a first to a last stage, skipping what is current."""
+    values = read_params(params, recipes=recipe)
+    names = [row.stage for row in CHAIN]
+    chosen = CHAIN[names.index(first) : names.index(last) + 1]
+    if not chosen:
+        raise ConfigError(f"run: --from {first} comes after --to {last}.")
+    console = notes()
+
+    def inputs(row: Step) -> dict[str, Any]:
+        return chain_inputs(row, root, source=source, towers=towers)
+
+    def current(row: Step) -> bool:
+        out = storage.join(root, row.stage)
+        return not force and is_current(row.stage, getattr(values, row.stage), out, inputs(row))
+
+    if all(current(row) for row in chosen):
+        console.print(f"all {len(chosen)} stages are current in {root}")
+        return _summary(root, [row.stage for row in chosen])
+    write_run(root, values, source=source, towers=towers)
+    from mobileclip.entry import run_stage
+    from mobileclip.tracking import runs as tracking
+
+    with tracking.parent_run(Path(root).name):
+        for row in chosen:
+            # Asked again at its turn: an earlier stage that ran may have changed this one's inputs.
+            if current(row):
+                console.print(f"[dim]{row.stage:<20}current[/dim]")
+                continue
+            start = time.perf_counter()
+            run_stage(row.stage, getattr(values, row.stage), out=storage.join(root, row.stage), **inputs(row))
+            console.print(f"{row.stage:<20}{time.perf_counter() - start:7.1f} s")
+    return _summary(root, [row.stage for row in chosen])
+
+
+@click.command()
+@click.argument("place", metavar="[ROOT]", default="")
+@click.option("--params", type=FILE, default=None, help="params file; default: what the run in ROOT was given")
+@recipe_option
+@place_options
+@json_option
+def status(
+    place: str, params: Path | None, recipe: tuple[Path, ...], root: str, source: str, towers: str, as_json: bool
+) -> int:
+    """Print each stage's state, and why a run would run it."""
+    root = place or root
+    left = read_run(root) if params is None else None
+    if left is None:
+        values = read_params(params or Path("params.yaml"), recipes=recipe)
+    else:
+        values, source, towers = left
+    states = chain_states(values, root, source=source, towers=towers)
+    if as_json:
+        rows = [{"stage": s.stage, "state": s.kind, "why": list(s.why)} for s in states]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return 0
+    table = Table("stage", "state", "why", box=None)
+    for state in states:
+        why = "" if state.kind == "waits" else "\n".join(state.why)
+        table.add_row(state.stage, str(state), escape(why))
+    tables.show(table)
+    return 0
+
+
+@click.command()
+@click.argument("file", type=FILE, required=False)
+@recipe_option
+@click.option("--short", is_flag=True, help="only the keys that differ from the defaults")
+@click.option("--out", default="", help="file to write; default: print it")
+def params(file: Path | None, recipe: tuple[Path, ...], short: bool, out: str) -> int:
+    """Complete and upgrade a params file: every key with its meaning, or only what differs from the defaults.
+
+    Without FILE the defaults. What was filled in and what was renamed goes to stderr.
+    """
+    from mobileclip.config.params_file import render
+    from mobileclip.config.upgrade import completed
+
+    report = completed(file, recipes=recipe)
+    for line in report.lines():
+        notes().print(line, markup=False, highlight=False, soft_wrap=True)
+    text = render(report.params, short=short)
+    if out:
+        storage.write_bytes(out, text.encode())
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _summary(root: str, stages: list[str]) -> int:
+    """Print the result table, where the reports lie and, of promote, the decision; its exit code."""
+    uri = storage.join(root, "evaluate", "results.json")
+    if storage.exists(uri):
+        from mobileclip.cli.summary import result_table
+
+        tables.show(result_table(_read_json(uri)))
+        sys.stdout.write(f"report: {storage.join(root, 'evaluate', 'report.html')}\n")
+    if "promote" not in stages:
+        return 0
+    out = storage.join(root, "promote")
+    refusals = [row["reason"] for row in _read_json(storage.join(out, "verdicts.json")) if not row["passed"]]
+    registry = _read_json(storage.join(out, "registry.json"))
+    student = f"'{registry['model']}' version {registry['version']}"
+    for line in [f"refused: {reason}" for reason in refusals] or [f"promoted: {student}"]:
+        sys.stdout.write(f"{line}\n")
+    page = storage.join(out, "release.html")
+    if storage.exists(page):
+        sys.stdout.write(f"release: {page}\n")
+    return exit_code("promote", _read_json(storage.join(out, "metrics.json")))
+
+
+def _read_json(uri: str) -> Any:
+    return json.loads(storage.read_bytes(uri))
