@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobileclip import parallel, storage
-from mobileclip.chain import FAN_OUT, step
+from mobileclip import parallel, stopping, storage
+from mobileclip.chain import CHAIN, FAN_OUT, step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.lineage.record import RECORD, build_record, is_current
@@ -30,6 +30,7 @@ TOGETHER = ("train_teacher", "finetune_captioner", "distill")
 """Stages that train on all processes which `torchrun` starts."""
 
 
+@stopping.terminable()
 def run_stage(
     stage: str,
     config: Section | Mapping[str, Any],
@@ -68,6 +69,7 @@ def run_stage(
     _seed(getattr(checked, "seed", 0))
     from mobileclip.tracking import runs as tracking
 
+    logger.info("%s", _place(stage, chosen))
     with tracking.stage_run(stage, checked.model_dump(mode="json"), named) as tracker:
         metrics = _run(stage, checked, target, named, chosen, tracker)
         tracker.log_metrics(metrics)
@@ -79,6 +81,14 @@ def run_stage(
         _write_json(target, RECORD, build_record(stage, checked, target, named))
     _wait()
     return metrics
+
+
+def _place(stage: str, options: Mapping[str, Any]) -> str:
+    """`stage 4 of 11: caption, group 2 of 8`."""
+    number = [row.stage for row in CHAIN].index(stage) + 1
+    group, groups = options.get("group", 0), options.get("num_groups", 1)
+    part = f", merge of {groups} groups" if options.get("merge") else f", group {group + 1} of {groups}"
+    return f"stage {number} of {len(CHAIN)}: {stage}{part if groups > 1 else ''}"
 
 
 def _wait() -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from mobileclip.errors import MobileClipError
+from mobileclip.stopping import become_worker, undisturbed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,7 +77,7 @@ def run_all(tasks: Sequence[Task]) -> list[Any]:
     if count == 1:
         return [function(*arguments) for function, arguments in tasks]
     context = multiprocessing.get_context("spawn")
-    with context.Pool(count, initializer=one_thread) as pool:
+    with context.Pool(count, initializer=_start_pool_worker) as pool:
         pending = [pool.apply_async(_guard, task) for task in tasks]
         return [_unwrap(handle.get()) for handle in pending]
 
@@ -85,7 +86,8 @@ def run_forked(function: Callable[[int, int], T], units: int) -> list[T]:
     """Call `function(part, parts)` in as many forked processes as are worth it for inference over `units`.
 
     Fork shares loaded models without copying them; it is safe because torch runs one thread and no backward pass. With
-    a GPU there is one process: a device is not shared by forks, and threads prepare its input.
+    a GPU there is one process: a device is not shared by forks, and threads prepare its input. However the call ends,
+    the processes end with it.
 
     Returns:
         What the parts returned, in order.
@@ -99,16 +101,20 @@ def run_forked(function: Callable[[int, int], T], units: int) -> list[T]:
     context = multiprocessing.get_context("fork")
     processes: list[Any] = []
     answers: list[Any] = []
-    for part in range(parts):
-        answer, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(theirs, function, part, parts))
-        process.start()
-        theirs.close()  # else a dead worker's pipe stays open here, or in the next fork, and nobody sees its end
-        processes.append(process)
-        answers.append(answer)
-    results = [_receive(answer) for answer in answers]
-    for process in processes:
-        process.join()
+    try:
+        for part in range(parts):
+            answer, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_answer, args=(theirs, function, part, parts))
+            with undisturbed():
+                process.start()
+            theirs.close()  # else a dead worker's pipe stays open here, or in the next fork, and nobody sees its end
+            processes.append(process)
+            answers.append(answer)
+        results = [_receive(answer) for answer in answers]
+        for process in processes:
+            process.join()
+    finally:
+        _end(processes)
     if None in results:
         failed = [result for result in results if result is not None and result[0] != "done"]
         for result in failed:
@@ -150,7 +156,32 @@ def _has_gpu() -> bool:
     return torch is not None and bool(torch.cuda.is_available())
 
 
+def _end(processes: Sequence[Any]) -> None:
+    """Stop what still runs. Results are committed whole, so a worker may be killed at any moment."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+def _start_worker() -> None:
+    """What a new process does before anything else.
+
+    Torch drops the thread pool that a fork inherits at its next use, and not under a lock: of several threads that come
+    first at once, one finds none and crashes ("Invalid thread pool"). Setting the number of threads is that first use.
+    """
+    if "torch" in sys.modules:
+        one_thread()
+    become_worker()
+
+
+def _start_pool_worker() -> None:
+    one_thread()
+    become_worker()
+
+
 def _answer(pipe: Any, function: Callable[[int, int], Any], part: int, parts: int) -> None:
+    _start_worker()
     pipe.send(_guard(function, (part, parts)))
 
 

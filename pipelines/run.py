@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kfp import local
 
-from mobileclip import storage
+from mobileclip import stopping, storage
 from mobileclip.errors import GateRefused, MobileClipError
 from mobileclip.kubeflow import sweep
 from mobileclip.tracking import runs as tracking
@@ -86,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     _show_log()
     try:
-        run_local(
-            chosen.pipeline, chosen.params, root=chosen.root, source=chosen.source, towers=chosen.towers,
-            groups=chosen.groups, students=chosen.students, caching=not chosen.no_cache,
-            docker=chosen.docker,
-        )  # fmt: skip
+        with stopping.terminable(interrupts=True, pass_on=True):  # Kubeflow's runner waits for its tasks' processes
+            run_local(
+                chosen.pipeline, chosen.params, root=chosen.root, source=chosen.source, towers=chosen.towers,
+                groups=chosen.groups, students=chosen.students, caching=not chosen.no_cache,
+                docker=chosen.docker,
+            )  # fmt: skip
     except MobileClipError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -71,20 +71,31 @@ def _stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+_FULL = b'{"error_code": "INTERNAL_ERROR", "message": "(sqlite3.OperationalError) database or disk is full"}'
+_ANSWER = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+
+
 class Proxy:
-    """Passes TCP bytes on to the server until it is told to fail."""
+    """Passes TCP bytes on to the server until it is told to fail.
+
+    Attributes:
+        failing: Whether it does.
+        how: `cut` (new connections are closed), `hang` (nothing is ever answered) or `full` (what a server answers
+            whose disk is full).
+    """
 
     def __init__(self, target: str) -> None:
         self._target = target.removeprefix("http://").split(":")
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self.failing = False
+        self.how = "cut"
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def fail(self) -> None:
-        """Cut every connection and refuse new ones."""
-        self.failing = True
+    def fail(self, how: str = "cut") -> None:
+        """Cut every connection and treat new ones so."""
+        self.failing, self.how = True, how
         for connection in self._open:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -94,12 +105,23 @@ class Proxy:
         self.fail()
         self._listener.close()
 
+    def _refuse(self, client: socket.socket) -> None:
+        self._open.append(client)
+        with contextlib.suppress(OSError):
+            if self.how == "hang":
+                while client.recv(65536):
+                    pass
+            if self.how == "full":
+                client.recv(65536)
+                client.sendall(_ANSWER % (b"500 INTERNAL SERVER ERROR", len(_FULL), _FULL))
+            client.close()
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 if self.failing:
-                    client.close()
+                    threading.Thread(target=self._refuse, args=(client,), daemon=True).start()
                     continue
                 server = socket.create_connection((self._target[0], int(self._target[1])))
                 self._open += [client, server]

@@ -21,13 +21,13 @@ ONLY = {
 }
 # From the bottom up: a package imports those before it, never those behind it.
 LAYERS = (
-    "errors", "storage", "config", "parallel", "chain", "manifest", "lineage", "data", "convert", "models", "tracking",
-    "evaluation", "planning", "training", "formats", "promotion", "reports", "search", "stages", "entry", "kubeflow",
-    "cli",
+    "errors", "stopping", "storage", "config", "parallel", "chain", "manifest", "lineage", "data", "convert", "models",
+    "tracking", "evaluation", "planning", "training", "formats", "promotion", "reports", "search", "stages", "entry",
+    "kubeflow", "cli",
     "__main__",
 )  # fmt: skip
 # Root modules: the door, and what all rooms share.
-ROOT_MODULES = {"__init__", "__main__", "chain", "entry", "errors", "manifest", "parallel"}
+ROOT_MODULES = {"__init__", "__main__", "chain", "entry", "errors", "manifest", "parallel", "stopping"}
 LIGHT = (
     "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "cli.app", "cli.registry", "cli.chain", "cli.data",
     "cli.folder", "cli.plan", "cli.programs", "cli.scores", "cli.stage", "cli.versions",

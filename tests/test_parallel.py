@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 from tqdm import tqdm
 
 from mobileclip.errors import DataError, MobileClipError
@@ -55,6 +56,42 @@ def test_forked_parts_return_in_order(monkeypatch):
     assert [(part, parts) for part, parts, _, _ in results] == [(0, 3), (1, 3), (2, 3)]
     assert len({pid for _, _, pid, _ in results}) == 3
     assert all(text == big for *_, text in results)
+
+
+def test_a_fork_sets_its_threads_before_it_computes(monkeypatch):
+    """Torch drops the pool that a fork inherits at its first use; several threads that do so at once crash."""
+    monkeypatch.setenv("MOBILECLIP_PROCESSES", "2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert run_forked(lambda _part, _parts: torch.get_num_threads(), 2) == [1, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_fork_hears_no_signals_of_its_parent(monkeypatch):
+    monkeypatch.setenv("MOBILECLIP_PROCESSES", "2")
+    asked = [signal.SIGINT, signal.SIGTERM]
+    assert (
+        run_forked(lambda _part, _parts: [signal.getsignal(number) for number in asked], 2)
+        == [[signal.SIG_IGN, signal.SIG_DFL]] * 2
+    )
+
+
+def test_no_process_is_left_where_the_caller_is_interrupted(monkeypatch):
+    """The parent's own exception (a signal's, say) while it waits for its workers."""
+    monkeypatch.setenv("MOBILECLIP_PROCESSES", "2")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_forked(lambda part, _: os.kill(os.getppid(), signal.SIGUSR1) if part else time.sleep(1000), 2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_forked_error_is_its_own_sentence_and_a_death_is_named(monkeypatch):

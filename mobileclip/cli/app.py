@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mobileclip import stopping
 from mobileclip.cli.install_hint import install_line
 from mobileclip.cli.registry import COMMANDS, ROWS
 from mobileclip.errors import MobileClipError
@@ -80,7 +81,8 @@ def run(given: Sequence[str]) -> int:
 
 def _answered(arguments: list[str], *, debug: bool) -> int:
     try:
-        return int(cli.main(arguments, prog_name="mobileclip", standalone_mode=False) or 0)
+        with stopping.terminable(interrupts=True):
+            return int(cli.main(arguments, prog_name="mobileclip", standalone_mode=False) or 0)
     except click.UsageError as error:
         usage = f"{error.ctx.get_usage()}\n" if error.ctx and error.ctx.command is not cli else ""
         sys.stderr.write(f"{usage}error: {error.format_message()}\n")
@@ -93,14 +95,31 @@ def _answered(arguments: list[str], *, debug: bool) -> int:
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("interrupted; a re-run goes on from what is committed\n")
         return 130
+    except stopping.Terminated as error:
+        sys.stderr.write("terminated; a re-run goes on from what is committed\n")
+        return int(error.code or 1)
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, ModuleNotFoundError) and (line := install_line(error.name or "")):
-            sys.stderr.write(f"error: '{error.name}' is not installed, {arguments[0]} needs it: {line}.\n")
-            return 1
-        sys.stderr.write(f"error: {type(error).__name__}: {error} (--debug shows the trace)\n")
+        sys.stderr.write(f"error: {_sentence(error, arguments[0])}\n")
         return 1
+
+
+def _sentence(error: Exception, command: str) -> str:
+    if isinstance(error, ModuleNotFoundError) and (line := install_line(error.name or "")):
+        return f"'{error.name}' is not installed, {command} needs it: {line}."
+    return f"{type(error).__name__}: {error} (--debug shows the trace)"
+
+
+class _AboveBars(logging.StreamHandler[Any]):
+    """A handler to stderr that leaves tqdm's bars whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Clear the bars, write the line, draw them again."""
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(sys.stderr):
+            super().emit(record)
 
 
 def _set_up_logging(*, quiet: bool) -> None:
@@ -108,7 +127,10 @@ def _set_up_logging(*, quiet: bool) -> None:
 
     # Of the processes of `torchrun` all but the first one only warn.
     level = logging.WARNING if quiet or parallel.rank() else logging.INFO
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
+    handler = _AboveBars()
+    # Some libraries log by the root logger itself. Its level counts for our loggers, too, so a filter quiets them.
+    handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s", handlers=[handler])
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if quiet:

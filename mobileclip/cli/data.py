@@ -84,8 +84,7 @@ def verify(data: str, teachers: str, samples: int, as_json: bool) -> int:
 @click.option("--pointers", default="", help="where FOLDER.dvc goes; default: beside a local FOLDER")
 def publish(folders: tuple[str, ...], remote: str, pointers: str) -> int:
     """Write stage folders or raw datasets into a DVC remote, and a pointer for git beside each."""
-    from tqdm import tqdm
-
+    from mobileclip.data.progress import progress_bar
     from mobileclip.storage import dvc_remote
 
     table = Table("folder", "md5", "files", "MB", "objects sent", "pointer", box=None)
@@ -93,7 +92,7 @@ def publish(folders: tuple[str, ...], remote: str, pointers: str) -> int:
         place = pointers or ("" if storage.is_s3(folder) else str(Path(folder).parent))
         if not place:
             raise ConfigError(f"publish: '{folder}' is no local folder, want --pointers, a folder for its .dvc file.")
-        with tqdm(desc=folder, unit="file", disable=None) as bar:
+        with progress_bar(desc=folder, unit="file") as bar:
             done = dvc_remote.publish(folder, remote=remote, progress=lambda _, bar=bar: bar.update())  # type: ignore[misc]
         pointer = storage.join(place, f"{done.path}.dvc")
         storage.write_bytes(pointer, done.pointer())

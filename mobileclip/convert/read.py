@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mobileclip import manifest, storage
 from mobileclip.convert.coverage import report_coverage
 from mobileclip.convert.layout import find_layout
@@ -16,6 +14,7 @@ from mobileclip.convert.pictures import PictureSet
 from mobileclip.convert.reading import Reading
 from mobileclip.convert.rows import Shape, read_shape
 from mobileclip.convert.unit import Job, Unit, convert_tar, plan_columns
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.scratch import scratch
 from mobileclip.data.tars import find_tars, scan
 from mobileclip.errors import DataError
@@ -52,7 +51,7 @@ def read_datacompdr(source: str, *, out: str, reading: Reading) -> dict[str, Any
         records = [_record_uri(out, index, f"{sha256}|{key}") for index, (_, _, sha256) in enumerate(tars)]
 
         def work(part: int, parts: int) -> None:
-            for index in tqdm(range(part, len(tars), parts), desc="convert", unit="tar", position=part, disable=None):
+            for index in progress_bar(range(part, len(tars), parts), desc="convert", unit="tar", position=part):
                 if not storage.exists(records[index]):
                     unit = convert_tar(job, index, tars[index][0], tars[index][1])
                     storage.write_bytes(records[index], to_json(unit.model_dump()))

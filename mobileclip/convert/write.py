@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 import webdataset
-from tqdm import tqdm
 
 from mobileclip import manifest, storage
 from mobileclip.config import Split
@@ -18,6 +17,7 @@ from mobileclip.convert.layout import CaptionLayout, Layout, TeacherLayout
 from mobileclip.convert.rows import MORE_TEXTS
 from mobileclip.data.columns import ColumnReader, unpack_texts
 from mobileclip.data.embeddings import decode_all
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.shards import Sample, ShardReader, image_extension
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard
@@ -63,7 +63,7 @@ def write_datacompdr(data: str, *, out: str, writing: Writing) -> dict[str, Any]
     names = [f"{index:08d}" for index in range(len(shards))]
 
     def work(part: int, parts: int) -> None:
-        for index in tqdm(range(part, len(shards), parts), desc="convert", unit="tar", position=part, disable=None):
+        for index in progress_bar(range(part, len(shards), parts), desc="convert", unit="tar", position=part):
             _write_tar(data, content, shards[index], storage.join(out, names[index]), layout, writing)
 
     run_forked(work, len(shards))

@@ -12,6 +12,7 @@ The spec (all that decides the bytes) is part of the record's name, so a changed
 import hashlib
 import itertools
 import json
+import logging
 import math
 import mmap
 import time
@@ -30,6 +31,8 @@ from mobileclip.data.progress import Work, watched
 from mobileclip.errors import DataError, IntegrityError, MobileClipError
 from mobileclip.manifest import Attribution, Column, ColumnPart, Manifest, Shard, spec_digest
 from mobileclip.parallel import run_forked
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -86,6 +89,10 @@ def build_columns(
     """
     mine = [shard for index, shard in enumerate(shards) if index % num_groups == group]
     lacking = [shard for shard in mine if any(committed(out, plan, shard) is None for plan in plans)]
+
+    if len(lacking) < len(mine):
+        done = len(mine) - len(lacking)
+        logger.info("%s: %d of %d shards are done, the rest follows", title or plans[0].name, done, len(mine))
 
     def work(part: int, parts: int) -> dict[str, float]:
         seconds = {}

@@ -19,6 +19,7 @@ from mobileclip.data.preprocess import Preprocess
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError, EmptyError
 from mobileclip.manifest import Manifest, Shard
+from mobileclip.stopping import undisturbed
 
 __all__ = ["Item", "PairDataset", "Recipe", "TeacherInput", "batches", "collate_teachers", "place_batch"]
 
@@ -256,7 +257,8 @@ def batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
-    return iter(loader)
+    with undisturbed():  # it forks its workers
+        return iter(loader)
 
 
 def _one_thread(_: int) -> None:

@@ -1,9 +1,10 @@
-"""How far a run is and how fast it went: a bar on a terminal, a log line per shard elsewhere, `timings.json` after."""
+"""How far a run is and how fast it went: bars on a terminal, log lines elsewhere, `timings.json` afterwards."""
 
 import json
 import logging
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,41 @@ from mobileclip import storage
 from mobileclip.manifest import Shard
 
 logger = logging.getLogger(__name__)
+
+
+_LOG_SECONDS = 60.0
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left"
+
+
+class _Log:
+    """What a bar writes its line to where there is no terminal."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            logger.info("%s", text.strip())
+
+    def flush(self) -> None:
+        """Every line is whole."""
+
+
+def progress_bar(items: Iterable[Any] | None = None, *, quiet: bool = False, **options: Any) -> Any:
+    """A `tqdm` bar on a terminal; elsewhere a log line a minute, which a pod's log keeps.
+
+    Args:
+        items: What it goes through; nothing for a bar that is updated by hand.
+        quiet: Show neither.
+        options: `desc`, `unit`, `total`, `position`, `leave` of tqdm.
+    """
+    if quiet or sys.stderr.isatty():
+        return tqdm(items, **options, **({"disable": True} if quiet else {}))  # else TQDM_DISABLE decides
+    return tqdm(
+        items, file=_Log(), mininterval=_LOG_SECONDS, delay=_LOG_SECONDS, miniters=1, bar_format=_LINE, **options
+    )  # fmt: skip
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as `01:23:45` or `23:45`."""
+    return str(tqdm.format_interval(seconds))
 
 
 @dataclass(frozen=True)
@@ -44,14 +80,17 @@ def watched(shards: Sequence[Shard], label: str, *, position: int = 0) -> Iterat
         position: Line of the bar where several processes have one.
     """
     total, done, start = sum(shard.samples for shard in shards), 0, time.perf_counter()
-    with tqdm(total=total, desc=label, unit="sample", position=position, disable=None) as bar:
+    shown = sys.stderr.isatty()
+    with progress_bar(total=total, desc=label, unit="sample", position=position, quiet=not shown) as progress:
         for shard in shards:
-            bar.set_postfix_str(shard.name)
+            progress.set_postfix_str(shard.name)
             yield shard
             done += shard.samples
-            bar.update(shard.samples)
+            progress.update(shard.samples)
+            if shown:
+                continue
             rate = done / max(time.perf_counter() - start, 1e-9)
-            left = tqdm.format_interval((total - done) / max(rate, 1e-9))
+            left = format_seconds((total - done) / max(rate, 1e-9))
             logger.info("%s: %s, %d of %d samples, %.1f a second, %s left", label, shard.name, done, total, rate, left)
 
 

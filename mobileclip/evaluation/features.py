@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mobileclip.data.images import decode, resize
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.shards import read_samples
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.manifest import Manifest
@@ -69,7 +69,7 @@ def embed_split(
     uids: list[str] = []
     metadata: list[dict[str, Any]] = []
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in models}
-    samples = tqdm(read_samples(data, content, split), total=total, desc="embed", unit="sample", disable=None)
+    samples = progress_bar(read_samples(data, content, split), total=total, desc="embed", unit="sample")
     stream = iter(samples)
     while batch := list(islice(stream, batch_size)):
         uids += [sample.uid for sample in batch]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mobileclip.config import Export
+from mobileclip.data.progress import progress_bar
 from mobileclip.errors import ConfigError, ExportError
 from mobileclip.formats import contract, environment, proof, registry, sensitivity
 from mobileclip.formats.contract import Program, Tower
@@ -109,7 +109,7 @@ def build(
         ExportError: A program cannot be written, or misses its budget.
     """
     drawn = functools.cache(calibrate or (lambda: reference))
-    progress = tqdm(plan(config), desc="export", unit="program", disable=None)
+    progress = progress_bar(plan(config), desc="export", unit="program")
     tuned = functools.cache(lambda: replace(towers, image=tune(drawn()))) if tune else None
     made = [_write_and_prove(item, config, towers, reference, folder, drawn, tuned, refused) for item in progress]
     layers = {program.path: written.layers for program, written in made if written.layers}

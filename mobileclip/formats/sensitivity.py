@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
+from mobileclip.data.progress import progress_bar
 
 # The choice is made on calibration samples; the proof's samples are others, so some of the budget is held back.
 MARGIN = 0.75
@@ -53,7 +53,7 @@ def choose(
     whole = error_of([])
     if whole <= aim or not layers:
         return Choice([], whole, {})
-    progress = tqdm(layers, desc="sensitivity", unit="layer", disable=None, leave=False)
+    progress = progress_bar(layers, desc="sensitivity", unit="layer", leave=False)
     alone = {layer: error_of([other for other in layers if other != layer]) for layer in progress}
     ranked = sorted(layers, key=lambda layer: (-alone[layer], layer))
     high = int(most * len(ranked))

@@ -8,12 +8,12 @@ may be started again at any time.
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
+from mobileclip import stopping
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow.jobs import RUN_LABEL, Job, Kind
@@ -149,9 +149,9 @@ def on_this_machine(stage: str, work: str, processes: int) -> None:
     """
     run_by = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     logger.info("%s: %d processes on this machine", stage, processes)
-    done = subprocess.run([*run_by, "-m", "mobileclip.kubeflow.torchrun_worker", work], check=False)
-    if done.returncode:
-        raise MobileClipError(f"{stage}: a process ended with exit code {done.returncode}, see its words above.")
+    code = stopping.run_program([*run_by, "-m", "mobileclip.kubeflow.torchrun_worker", work])
+    if code:
+        raise MobileClipError(f"{stage}: a process ended with exit code {code}, see its words above.")
 
 
 def _on_cluster(job: Job) -> None:

@@ -10,14 +10,13 @@ from typing import Any
 
 import open_clip
 import torch
-from tqdm import tqdm
 
 from mobileclip import manifest, storage
 from mobileclip.config import Caption
 from mobileclip.data.columns import ColumnPlan, Tensors, build_columns, collect, pack_texts, read_captions
 from mobileclip.data.images import decode, resize
 from mobileclip.data.preprocess import Preprocess, image_tensor
-from mobileclip.data.progress import write_timings
+from mobileclip.data.progress import progress_bar, write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.evaluation.captions import Quality, assess, clip_score, fault
@@ -131,7 +130,7 @@ def _compute(config: Caption, clip: zoo.Clip, data: str, shard: Shard, _: list[s
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clip.model.to(device)
     rows: list[list[str]] = []
-    progress = tqdm(total=shard.samples, desc=shard.name, unit="image", leave=False, disable=None)
+    progress = progress_bar(total=shard.samples, desc=shard.name, unit="image", leave=False)
     for uids, pixels in _batches(ShardReader(data, shard), clip.preprocess, config.batch_size):
         images = image_tensor(pixels, clip.preprocess).to(device)
         rows += write_captions(

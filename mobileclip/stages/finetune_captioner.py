@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from open_clip import CoCa
-from tqdm import tqdm
 
 from mobileclip import manifest, storage
 from mobileclip.config import FinetuneCaptioner, Training, Views
@@ -16,6 +15,7 @@ from mobileclip.data import license_ledger as ledger
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.data.preprocess import image_tensor
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError
 from mobileclip.evaluation.caption_scores import bleu4, cider
@@ -227,7 +227,7 @@ def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> 
     pixels = torch.stack([resize(decode(sample.image), size, interpolation) for sample in samples])
     uids = [sample.uid for sample in samples]
     captions: list[str] = []
-    for start in tqdm(range(0, len(samples), _BATCH), desc="held-out captions", unit="batch", disable=None):
+    for start in progress_bar(range(0, len(samples), _BATCH), desc="held-out captions", unit="batch"):
         part = slice(start, start + _BATCH)
         images = image_tensor(pixels[part].to(device), clip.preprocess)
         rows = write_captions(clip, images, uids[part], num_captions=1, sampling=greedy, seed=config.seed)

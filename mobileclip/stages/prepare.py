@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mobileclip import manifest, storage
 from mobileclip.config import Prepare
 from mobileclip.convert.read import read_datacompdr
@@ -18,6 +16,7 @@ from mobileclip.convert.reading import Reading
 from mobileclip.data import images, lookalikes, sources
 from mobileclip.data.catalog import Catalog, Listed
 from mobileclip.data.license_ledger import Ledger
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.scratch import remove_partial, scratch
 from mobileclip.data.shards import IMAGE_EXTENSIONS, Sample, write_shard
 from mobileclip.errors import DataError
@@ -120,7 +119,7 @@ def _convert(config: Prepare, out: str, root: Path) -> dict[str, float]:
 def _check_all(rows: Iterator[sources.Raw], catalog: Catalog, config: Prepare) -> Counter[str]:
     """First pass: every sample is checked and listed, or rejected with its reason."""
     counts: Counter[str] = Counter()
-    for raw in tqdm(rows, desc="check", unit="sample", disable=None):
+    for raw in progress_bar(rows, desc="check", unit="sample"):
         counts["read"] += 1
         checked = _check(raw, config)
         if isinstance(checked, str):
@@ -204,7 +203,7 @@ def _write_split(out: str, split: str, catalog: Catalog, config: Prepare, ledger
     """Second pass: a shard is written once it has its number of samples, or the next picture would be too much."""
     rows: list[tuple[Sample, str]] = []
     size = index = 0
-    progress = tqdm(total=catalog.count(split), desc=f"write {split}", unit="sample", disable=None)
+    progress = progress_bar(total=catalog.count(split), desc=f"write {split}", unit="sample")
     for listed in catalog.samples(split):
         if rows and (len(rows) == config.shard_samples or size + listed.span.size > config.shard_bytes):
             yield write_shard(out, f"{split}-{index:05d}", split, rows)

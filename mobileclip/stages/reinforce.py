@@ -10,7 +10,6 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from tqdm import tqdm
 
 from mobileclip import manifest
 from mobileclip.config import Reinforce, TeacherRef
@@ -18,7 +17,7 @@ from mobileclip.data.augment import apply_views, draw_views
 from mobileclip.data.columns import ColumnPlan, ColumnReader, Tensors, build_columns, collect, read_captions
 from mobileclip.data.embeddings import encode
 from mobileclip.data.images import decode
-from mobileclip.data.progress import write_timings
+from mobileclip.data.progress import progress_bar, write_timings
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest, Shard
@@ -189,9 +188,9 @@ def _view_columns(config: Reinforce, reader: ShardReader, clips: Mapping[str, zo
     rows: list[np.ndarray] = []
     sizes: list[tuple[int, int]] = []
     prepare = partial(_prepare, config, reader, list(teachers))
-    for seen in tqdm(
+    for seen in progress_bar(
         ahead(prepare, range(len(reader)), workers=config.workers),
-        total=len(reader), desc=reader.name, unit="image", leave=False, disable=None,
+        total=len(reader), desc=reader.name, unit="image", leave=False,
     ):  # fmt: skip
         rows.append(seen.views)
         sizes.append(seen.size)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mobileclip import manifest, storage
 from mobileclip.config import Teacher, TrainTeacher, Views
 from mobileclip.data import license_ledger as ledger
 from mobileclip.data.loader import PairDataset, Recipe
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.lineage import attribution
@@ -217,7 +217,7 @@ def _trunk_features(
     # Many captions are shared by several pictures (one concept, many artists): embed each once. Sorting by length
     # keeps padding short.
     unique = sorted(set(texts), key=lambda t: (len(t), t))
-    starts = tqdm(range(0, len(unique), 64), desc="text trunk", disable=None)
+    starts = progress_bar(range(0, len(unique), 64), desc="text trunk")
     rows = [read(clip, clip.tokenizer(unique[start : start + 64])) for start in starts]
     place = {text: index for index, text in enumerate(unique)}
     text = torch.cat(rows)[[place[t] for t in texts]]

@@ -22,9 +22,9 @@ class LogTracker:
     """A tracker that writes to the log alone: the default without MLflow and in tests."""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Write one JSON line."""
-        logger.info("step %d %s", step, json.dumps({k: round(v, 5) for k, v in metrics.items()}))
+        """Write one JSON line, at level DEBUG: the stages log what to watch, and leave `metrics.json`."""
+        logger.debug("step %d %s", step, json.dumps({k: round(v, 5) for k, v in metrics.items()}))
 
     def log_file(self, path: str, *, folder: str = "") -> None:
         """Name the file."""
-        logger.info("wrote %s %s", folder, path)
+        logger.debug("wrote %s %s", folder, path)

@@ -12,6 +12,7 @@ dies later costs a warning.
 """
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -26,7 +27,7 @@ from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.lineage import provenance
 from mobileclip.tracking import database, run_inputs
 from mobileclip.tracking.protocol import LogTracker, Tracker
-from mobileclip.tracking.run_tracker import RunTracker, closing, first_line
+from mobileclip.tracking.run_tracker import RunTracker, closing, first_line, within
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,15 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+_OLDEST_SERVER = 3
+_START_SECONDS = 10
 _CHATTY = (
     "alembic",
     "mlflow.store.db.utils",
     "mlflow.system_metrics.system_metrics_monitor",
     "mlflow.pyfunc",
     "mlflow.utils.environment",
+    "urllib3.connectionpool",  # a warning for each try, next to ours
 )
 
 
@@ -151,12 +155,37 @@ def connect() -> Any:
     """An `MlflowClient` for `MLFLOW_TRACKING_URI`, else for a SQLite file in the working folder.
 
     Raises:
-        ConfigError: MLflow is missing, the URI is of no known kind, or its SQLite file is half-made.
+        ConfigError: MLflow is missing, the URI is of no known kind, its SQLite file is half-made, or its server is of
+            a version that lacks what promotion needs.
     """
     mlflow = load_mlflow()
     with one_sentence():
         database.ensure(tracking_uri(), _create_database)
+        _check_version(tracking_uri())
         return mlflow.MlflowClient(tracking_uri=tracking_uri())
+
+
+@functools.cache
+def _check_version(uri: str) -> None:
+    """Refuse a server older than version 3 before work is spent: it knows no logged models, which `promote` makes.
+
+    Services that speak MLflow's API and tell no version are taken at their word.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    credentials = get_default_host_creds(uri.rstrip("/"))
+    answer = http_request(credentials, "/version", "GET", timeout=_START_SECONDS, raise_on_status=False)
+    text = answer.text.strip() if answer.ok else ""
+    found = re.match(r"(\d+)\.\d", text)
+    if text and (found is None or int(found[1]) < _OLDEST_SERVER):
+        got = f"version {text[:20]}" if found else f"something else ('{text.splitlines()[0][:40]}')"
+        raise ConfigError(
+            f"tracking: MLFLOW_TRACKING_URI is '{_public(uri)}' and its server is {got}, "
+            f"want an MLflow server of version {_OLDEST_SERVER} or later."
+        )
 
 
 def _create_database(uri: str) -> None:
@@ -209,11 +238,15 @@ def one_sentence(*, optional: bool = True) -> Iterator[None]:
     except MobileClipError:
         raise
     except Exception as error:
-        uri = re.sub(r"//[^/@]*@", "//", tracking_uri())
         raise ConfigError(
-            f"tracking: MLFLOW_TRACKING_URI is '{uri}' and MLflow says '{first_line(error)}', "
+            f"tracking: MLFLOW_TRACKING_URI is '{_public(tracking_uri())}' and MLflow says '{first_line(error)}', "
             f"want a store that answers{', or MOBILECLIP_TRACKING=off' if optional else ''}."
         ) from error
+
+
+def _public(uri: str) -> str:
+    """The URI without credentials."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _open_run(client: Any, stage: str) -> str:
@@ -287,5 +320,7 @@ def _system_metrics(run_id: str) -> Iterator[None]:
     monitor.start()
     try:
         yield
-    finally:
-        monitor.finish()
+    except BaseException:
+        within(0.5, monitor.finish)
+        raise
+    within(5.0, monitor.finish)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mobileclip.data.images import decode, resize
 from mobileclip.data.loader import PairDataset
 from mobileclip.data.preprocess import Preprocess, image_tensor
+from mobileclip.data.progress import progress_bar
 from mobileclip.data.shards import Sample, read_samples
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest
@@ -39,7 +39,7 @@ def look(
         float32 [samples, ...].
     """
     found = []
-    for start in tqdm(range(0, len(samples), _BATCH), desc="image trunk", disable=True if quiet else None):
+    for start in progress_bar(range(0, len(samples), _BATCH), desc="image trunk", quiet=quiet):
         pictures = (decode(sample.image) for sample in samples[start : start + _BATCH])
         pixels = [resize(picture, preprocess.size, preprocess.interpolation) for picture in pictures]
         found.append(see(image_tensor(torch.stack(pixels), preprocess)))

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mobileclip.config import Training
+from mobileclip.data.progress import format_seconds, progress_bar
 from mobileclip.errors import MobileClipError
 from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
@@ -146,8 +147,9 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
     first = state.step
     feed = source(first, config.steps)
     run.model.train()
-    shown = None if run.world.main else True
-    progress = tqdm(range(first, config.steps), desc=run.title, unit="step", disable=shown)
+    shown = run.world.main and sys.stderr.isatty()
+    progress = progress_bar(range(first, config.steps), desc=run.title, unit="step", quiet=not shown)
+    begun = time.perf_counter()
     since, waited = time.perf_counter(), 0.0
     for step in progress:
         before = time.perf_counter()
@@ -163,12 +165,23 @@ def _loop(run: _Run, source: BatchSource, result: Result) -> None:
             result.speeds.append(_speed(done, steps * run.total, since, waited))
             run.report(state.history[-1] | result.speeds[-1])
             progress.set_postfix(loss=f"{state.history[-1]['loss']:.3f}")
+            if run.world.main and not shown:
+                _log_point(run, result.speeds[-1]["samples_per_second"], (time.perf_counter() - begun) / (done - first))
             result.wait_seconds += waited
             since, waited = time.perf_counter(), 0.0
         if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
             _save(run)
     result.wait_seconds += waited
     result.samples = (config.steps - first) * run.total
+
+
+def _log_point(run: _Run, rate: float, step_seconds: float) -> None:
+    """Where there is no bar: a line per point."""
+    state, steps = run.state, run.config.steps
+    logger.info(
+        "%s: step %d of %d, loss %.4f, %.1f samples a second, %s left", run.title, state.step, steps,
+        state.history[-1]["loss"], rate, format_seconds((steps - state.step) * step_seconds),
+    )  # fmt: skip
 
 
 def _start(model: nn.Module, objective: Objective, config: Training, world: World, **given: Any) -> _Run:
@@ -180,7 +193,7 @@ def _start(model: nn.Module, objective: Objective, config: Training, world: Worl
     if step:
         run.state = checkpoint.load(run.folder, step, model=model, optimizer=optimizer)
         if world.main:
-            logger.info("%s: goes on from step %d", run.title, step)
+            logger.info("%s: resumes at step %d of %d", run.title, step, config.steps)
         if scaler.is_enabled():
             scaler.load_state_dict(run.state.scaler)
     else:

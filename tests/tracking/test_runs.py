@@ -1,5 +1,6 @@
 """Runs in MLflow, against a real server and a real SQLite file."""
 
+import http.server
 import logging
 import math
 import os
@@ -15,9 +16,11 @@ import pytest
 from mobileclip import config, entry
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.promotion.registered import trace
+from mobileclip.tracking import run_tracker
 from mobileclip.tracking import runs as tracking
 from mobileclip.tracking.origins import origins
 from mobileclip.tracking.protocol import LogTracker
+from mobileclip.tracking.run_tracker import metric_name
 from tests import mlflow_server, students
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +63,7 @@ class TestStageRun:
         }
         history = server.get_metric_history(tracker.run_id, "loss")
         assert [(m.step, m.value) for m in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
-        assert run.data.metrics["i2t/r_10"] == 0.5
+        assert run.data.metrics[metric_name("i2t/r@10")] == 0.5
         assert math.isnan(run.data.metrics["odd"])
         assert [f.path for f in server.list_artifacts(tracker.run_id, "figures")] == ["figures/figure.txt"]
         assert run.data.tags["kfp.run_id"] == "kfp-1"
@@ -150,21 +153,108 @@ class TestServerOutOfReach:
         assert server.get_run(tracker.run_id).info.status == "FINISHED"
 
     @pytest.mark.usefixtures("server")
-    def test_to_the_end_still_lets_the_stage_finish(self, monkeypatch, caplog):
+    @pytest.mark.parametrize("how", ["cut", "hang", "full"])
+    def test_to_the_end_costs_the_stage_seconds_and_one_warning(self, monkeypatch, caplog, how, tmp_path):
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3600")
+        monkeypatch.setattr(run_tracker, "END_SECONDS", {"FINISHED": (1.0, 1.0)})
+        monkeypatch.setattr(run_tracker, "_FLUSH_SECONDS", 0.0)
+        (tmp_path / "note.txt").write_text("note")
+        with mlflow_server.proxy() as proxy, caplog.at_level(logging.INFO, logger="mobileclip"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
+            begun = time.monotonic()
+            with tracking.stage_run("distill", CONFIG, {}) as tracker:
+                proxy.fail(how)
+                for step in range(2000):
+                    tracker.log_metrics({"loss": 1.0, "lr": 0.1}, step=step)
+                    tracker.log_file(str(tmp_path / "note.txt"))
+            spent = time.monotonic() - begun
+        assert spent < 300  # one request alone may take an hour
+        assert f"run {tracker.run_id} is incomplete" in caplog.text
+        said = [r for r in caplog.records if r.levelno >= logging.WARNING and tracker.run_id in r.getMessage()]
+        assert len(said) == 1
+
+    def test_a_server_that_answers_again_gets_all_of_it(self, server, monkeypatch):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with mlflow_server.proxy() as proxy:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
             with tracking.stage_run("distill", CONFIG, {}) as tracker:
-                proxy.fail()
-                tracker.log_metrics({"loss": 1.0})
-        assert f"run {tracker.run_id} is incomplete" in caplog.text
+                for step in range(3000):
+                    if step == 1000:
+                        proxy.fail("full")
+                        assert not tracker.flush()
+                    tracker.log_metrics({"loss": float(step)}, step=step)
+                proxy.failing = False
+        history = server.get_metric_history(tracker.run_id, "loss")
+        assert sorted(m.value for m in history) == [float(step) for step in range(3000)]
+        assert server.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["loss", "slice/東京/top1", "a b-c.d:e", "x" * 250, "größe/é"])
+    def test_what_mlflow_takes_stays(self, name):
+        assert metric_name(name) == name
+
+    ODD = ("", ".", "..", "/", "/a", "a/", "a//b", "a/./b", "a/../b", "../a", "x" * 251, "x" * 252, "a@b", "a_b", "a%b",
+           "東京?", "大阪?", "a\nb", "../../etc/passwd", "-", "_")  # fmt: skip
+
+    def test_odd_ones_stay_apart_and_arrive(self, server):
+        with tracking.stage_run("distill", CONFIG, {}) as tracker:
+            for index, name in enumerate(self.ODD):
+                tracker.log_metrics({name: float(index)})
+            tracker.log_metrics({"after": 1.0})
+        found = server.get_run(tracker.run_id)
+        assert found.info.status == "FINISHED"
+        wanted = {metric_name(name): float(index) for index, name in enumerate(self.ODD)} | {"after": 1.0}
+        assert len(wanted) == len(self.ODD) + 1
+        assert found.data.metrics == wanted
+
+    def test_one_that_the_server_refuses_still_is_named_and_blocks_no_other(self, server, monkeypatch, caplog):
+        monkeypatch.setattr(run_tracker, "metric_name", lambda name: name)  # a server with rules of its own
+        with tracking.stage_run("distill", CONFIG, {}) as tracker:
+            for step in range(50):
+                tracker.log_metrics({"loss": float(step), "..": 1.0, "after": 2.0}, step=step)
+            assert tracker.flush()
+            tracker.log_metrics({"loss": 50.0, "..": 1.0}, step=50)
+        found = server.get_run(tracker.run_id)
+        assert found.info.status == "FINISHED"
+        assert found.data.metrics == {"loss": 50.0, "after": 2.0}
+        assert len(server.get_metric_history(tracker.run_id, "loss")) == 51
+        assert [r.getMessage()[:41] for r in caplog.records if "refuses" in r.getMessage()] == [
+            "tracking: MLflow refuses the metric '..' "
+        ]
+
+
+class TestVersion:
+    @pytest.mark.parametrize(
+        ("answer", "wanted"),
+        [
+            ("2.22.1", r"its server is version 2\.22\.1, want an MLflow server of version 3 or later\.$"),
+            ("<!doctype html>\n<p>log in", r"its server is something else \('<!doctype html>'\), want an MLflow"),
+        ],
+    )
+    def test_of_the_server_is_asked_before_work_is_spent(self, monkeypatch, answer, wanted):
+        class Old(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answer.encode())
+
+            def log_message(self, *_):
+                """Stay silent."""
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Old) as old:
+            threading.Thread(target=old.serve_forever, daemon=True).start()
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{old.server_address[1]}")
+            with pytest.raises(ConfigError, match=wanted), tracking.stage_run("distill", CONFIG, {}):
+                pass
+            old.shutdown()
 
 
 class TestParents:
     def test_child_in_another_process_ends_killed_by_sigterm(self, server, tmp_path):
         program = (
             "import time\n"
-            "from mobileclip import tracking\n"
+            "from mobileclip.tracking import runs as tracking\n"
             "with tracking.stage_run('distill', {'a': 1}, {}) as tracker:\n"
             "    tracker.log_metrics({'loss': 1.0})\n"
             "    print(tracker.run_id, flush=True)\n"

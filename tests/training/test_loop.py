@@ -1,8 +1,11 @@
 """The loop: a run that was killed goes on to the same last bit, the mean of the weights, limits, sentences."""
 
+import io
 import json
+import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -386,6 +389,22 @@ def test_the_best_running_mean_is_the_same_after_a_kill(tmp_path):
         again, found, _ = run(tmp_path / str(kill))
         assert (found.history, found.saved) == (expected.history, expected.saved)
         assert _equal(again, whole)
+
+
+def test_off_a_terminal_every_point_is_a_line_and_a_resume_names_its_step(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    config = CONFIG.model_copy(update={"checkpoint_every": 2, "log_every": 4})
+    with caplog.at_level(logging.INFO, logger="mobileclip.training.loop"):
+        _killed_after(7, _model(), tmp_path, config=config)
+        _run(_model(), tmp_path, config=config)
+    lines = [record.getMessage() for record in caplog.records]
+    told = [re.sub(r"loss [\d.]+, [\d.]+ samples a second, [\d:]+ left", "FIGURES", line) for line in lines]
+    steps = CONFIG.steps
+    assert told == [
+        f"net: step 4 of {steps}, FIGURES",
+        f"net: resumes at step 6 of {steps}",
+        *[f"net: step {step} of {steps}, FIGURES" for step in (8, steps)],
+    ]
 
 
 def test_the_last_few_checkpoints_are_kept(tmp_path):

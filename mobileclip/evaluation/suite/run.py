@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from mobileclip import storage
+from mobileclip.data.progress import progress_bar
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.evaluation import statistics
 from mobileclip.evaluation.scores import rounded
@@ -73,7 +73,7 @@ def run(
     draws: dict[str, statistics.Floats] = {}
     pairs: dict[str, NDArray[Any]] = {}
     cache = storage.join(out, CLASSES)
-    for source in tqdm(present, desc="suite", unit="task", disable=None):
+    for source in progress_bar(present, desc="suite", unit="task"):
         key = source.task.key
         scored, asked = suite_solve.score(clip, source, batch_size=batch_size, cache=cache)
         drawn = statistics.draw_resamples(

@@ -8,9 +8,9 @@ from itertools import islice
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mobileclip.data.images import decode, resize
+from mobileclip.data.progress import progress_bar
 from mobileclip.errors import DataError
 from mobileclip.evaluation import zero_shot
 from mobileclip.evaluation.features import Features, text_features
@@ -110,7 +110,7 @@ def _embed(clip: Clip, source: Source, batch_size: int) -> tuple[Features, list[
     asked = hashlib.sha256(json.dumps([source.classes, source.templates]).encode())
     pictures = _pictures(source, kept, asked.update)
     pre = clip.preprocess
-    bar = tqdm(pictures, desc=source.task.key, unit="image", leave=False, disable=None)
+    bar = progress_bar(pictures, desc=source.task.key, unit="image", leave=False)
     stream = iter(bar)
     while batch := list(islice(stream, batch_size)):
         pixels = torch.stack([resize(decode(data), pre.size, pre.interpolation) for data in batch])

@@ -11,10 +11,10 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mobileclip.config import Export
 from mobileclip.data.loader import Item, PairDataset, Recipe, batches, collate_teachers
+from mobileclip.data.progress import progress_bar
 from mobileclip.formats.export_job import BATCH
 from mobileclip.formats.proof import Reference, one_thread
 from mobileclip.formats.qat.fake_quant import observe, with_rounding
@@ -64,7 +64,7 @@ def tune(
         return fine_tune(
             towers.image,
             torch.from_numpy(calibration.pixels),
-            tqdm(drawn, desc="qat", unit="step", total=config.qat_steps, disable=None),
+            progress_bar(drawn, desc="qat", unit="step", total=config.qat_steps),
             _loss(config, clip, towers, content, teachers),
             steps=config.qat_steps,
             learning_rate=config.qat_learning_rate,
