@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from mobileclip.data import images
+from mobileclip.data.progress import progress_bar
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.formats.image_input import MAX_PIXELS, to_pixels
 from mobileclip.search.model import Model
@@ -247,7 +247,7 @@ def _embed(index: Index, pending: Pending, model: Model, path: Path, *, batch_si
 
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(names), desc="embedding", unit="image", disable=None) as bar,
+        progress_bar(total=len(names), desc="embedding", unit="image") as bar,
     ):
         for start in range(0, len(names), batch_size):
             part = names[start : start + batch_size]
