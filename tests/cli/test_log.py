@@ -23,7 +23,7 @@ def test_our_lines_are_logged_and_those_of_the_root_logger_are_not(tmp_path):
     program = (
         "import logging\n"
         "from mobileclip.__main__ import main\n"
-        "main(['--version'])\n"
+        "main(['completion', 'bash'])\n"
         "logging.info('noise')\n"
         "logging.warning('a warning')\n"
         "for name in ('mobileclip.training.loop', 'mlflow.x'):\n"
