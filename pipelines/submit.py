@@ -4,13 +4,13 @@ import argparse
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobileclip.errors import ConfigError
 from mobileclip.kubeflow import sweep
-from pipelines import arguments, catalog, defaults, server
+from pipelines import arguments, catalog, defaults, server, sizes
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_package
 from pipelines.resources import PROFILES
@@ -18,12 +18,15 @@ from pipelines.versions import version_name
 
 logger = logging.getLogger(__name__)
 
+_EXIT = {"succeeded": 0, "failed": 1, "skipped": 1, "canceled": 4}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, compile, upload, start.
 
     Returns:
-        0 submitted (with --wait: succeeded), 1 the run failed, 2 bad input; nothing is uploaded then.
+        0 submitted (with --wait: succeeded), 1 the run failed, 2 bad input (nothing is uploaded then), 4 the run was
+        canceled, 5 it was still running at the timeout.
     """
     chosen = _parser().parse_args(argv)
     return server.answered(lambda: _run(chosen))
@@ -32,11 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.wait and chosen.cron:
         raise ConfigError("wait: a recurring run never ends, want --wait or --cron.")
-    run = _submit(chosen)
-    return _wait(chosen, run) if chosen.wait else 0
+    if chosen.attempts < 1 or (chosen.attempts > 1 and not chosen.wait):
+        raise ConfigError(f"attempts: got {chosen.attempts}, want at least 1, and --wait where it is more.")
+    restart = _submit(chosen)
+    return _wait(chosen, restart) if chosen.wait else 0
 
 
-def _submit(chosen: argparse.Namespace) -> Any:
+def _submit(chosen: argparse.Namespace) -> Callable[[], Any]:
+    """Upload and start; what starts a run of the same version with the same arguments, the first of which has begun."""
     canonical = defaults.read(chosen.defaults)
     sections = defaults.read(chosen.params)
     pipeline = catalog.build(chosen.pipeline, canonical, chosen.profile)
@@ -51,25 +57,42 @@ def _submit(chosen: argparse.Namespace) -> Any:
             chosen.pipeline, canonical, Path(folder) / f"{chosen.pipeline}.yaml",
             profile=chosen.profile, caching=not chosen.cron,
         )  # fmt: skip
+        sizes.check_groups(package, chosen.groups)
         client = server.connect(chosen.host, chosen.namespace)
         version = server.upload(client, package, chosen.version or version_name(package))
     base = chosen.host.rstrip("/")
     print(f"version {version.display_name}: {base}/#/pipelines/details/{version.pipeline_id}")
+    name = chosen.name or f"{chosen.pipeline} {chosen.root}"
     if chosen.cron:
-        name = chosen.name or f"{chosen.pipeline} {chosen.root}"
         run = server.schedule(client, version, given, experiment=chosen.experiment, cron=chosen.cron, name=name)
         print(f"recurring run {run.recurring_run_id}: {base}/#/recurringrun/details/{run.recurring_run_id}")
+        return lambda: run
+
+    def begin() -> Any:
+        run = server.start(client, version, given, experiment=chosen.experiment, name=name)
+        print(f"run {run.run_id}: {base}/#/runs/details/{run.run_id}")
         return run
-    run = server.start(client, version, given, experiment=chosen.experiment)
-    print(f"run {run.run_id}: {base}/#/runs/details/{run.run_id}")
-    return run
+
+    first = [begin()]
+    return lambda: first.pop() if first else begin()
 
 
-def _wait(chosen: argparse.Namespace, run: Any) -> int:
+def _wait(chosen: argparse.Namespace, begin: Callable[[], Any]) -> int:
+    """Wait for a run that succeeds, at most `--attempts` of them: each resumes from what is committed."""
     client = server.connect(chosen.host, chosen.namespace)
-    done = client.wait_for_run_status(run, timeout=chosen.timeout or None, polling_interval=chosen.poll)
-    print(f"run {run.run_id}: {str(done.state).lower()}")
-    return 0 if str(done.state).upper() == "SUCCEEDED" else 1
+    for attempt in range(1, chosen.attempts + 1):
+        run = begin()
+        state = server.wait(
+            client, run.run_id, timeout=chosen.timeout, poll=chosen.poll, report=lambda line: print(line, flush=True)
+        )
+        print(f"run {run.run_id}: {state}")
+        if state == "failed" and attempt < chosen.attempts:
+            print(f"attempt {attempt + 1} of {chosen.attempts} resumes from what is committed")
+            continue
+        if state not in _EXIT:
+            print(f"run {run.run_id} is still {state} after {chosen.timeout} s; it goes on")
+        return _EXIT.get(state, 5)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,10 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--groups", type=int, default=16, help="shares of the work of caption and reinforce")
     parser.add_argument("--students", type=Path, help="sweep: YAML, NAME: what differs from the section distill")
     parser.add_argument("--cron", default="", help="run again and again: six fields, seconds first ('0 0 2 * * *')")
-    parser.add_argument("--name", default="", help="of the recurring run; one of that name is replaced")
+    parser.add_argument("--name", default="", help="of the run; a recurring run of that name is replaced")
     parser.add_argument("--wait", action="store_true", help="wait for the end of the run")
-    parser.add_argument("--timeout", type=int, default=0, help="longest wait [s]; 0 = none")
-    parser.add_argument("--poll", type=int, default=15, help="time between two looks [s]")
+    parser.add_argument("--attempts", type=int, default=1, help="with --wait: runs started in turn while one fails")
+    parser.add_argument("--timeout", type=float, default=0, help="longest wait [s]; 0 = none")
+    parser.add_argument("--poll", type=float, default=15, help="time between two looks [s]")
     return parser
 
 

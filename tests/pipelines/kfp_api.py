@@ -26,6 +26,9 @@ class Store:
 
     Attributes:
         outcome: State in which every run ends.
+        outcomes: States in which the next runs end, before `outcome` counts.
+        passing: Statuses that the next looks at a run get instead of an answer; 0 = the connection is cut.
+        page: What every request gets instead, as from a login page; empty = the API's answers.
     """
 
     pipelines: dict = field(default_factory=dict)
@@ -34,6 +37,9 @@ class Store:
     runs: dict = field(default_factory=dict)
     recurring: dict = field(default_factory=dict)
     outcome: str = "SUCCEEDED"
+    outcomes: list = field(default_factory=list)
+    passing: list = field(default_factory=list)
+    page: bytes = b""
 
 
 class RefusedError(Exception):
@@ -69,8 +75,11 @@ def _handler(store):
             try:
                 status, found = 200, route(store, self.command, path, query, self._body())
             except RefusedError as error:
-                status, found = error.status, {"code": error.status, "message": str(error), "details": []}
-            data = json.dumps(found).encode()
+                status, found = error.status, _error_body(error)
+            data = store.page or json.dumps(found).encode()
+            if status == 0:
+                self.close_connection = True
+                return
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -92,6 +101,18 @@ def _handler(store):
     return Handler
 
 
+def _error_body(error):
+    """A gRPC status with the server's own stack, as a real one answers."""
+    stack = [f"github.com/kubeflow/pipelines/backend/src/apiserver/server.(*S).M{i}" for i in range(12)]
+    message = f"InvalidInputError: {error}"
+    return {
+        "error": message,
+        "code": {404: 5, 409: 6}.get(error.status, 3),
+        "message": message,
+        "details": [{"@type": "type.googleapis.com/google.rpc.Status", "message": "\n".join([message, *stack])}],
+    }
+
+
 def route(store, method, path, query, body):
     """Answer one request."""
     for wanted, pattern, answer in ROUTES:
@@ -106,14 +127,28 @@ def _upload(store, query, body):
     identifier = str(uuid.uuid4())
     pipeline = {"pipeline_id": identifier, "display_name": query["name"], "name": query["name"], "created_at": _now()}
     store.pipelines[identifier] = pipeline
+    # As the real server does it: the first version is named like the pipeline, only its display name can be changed.
     _add_version(store, {"pipelineid": identifier, "name": query["name"]}, body)
     return pipeline
 
 
+def _create_pipeline(store, _query, body):
+    name = body.get("name") or body.get("display_name")
+    if not name:
+        raise RefusedError(400, "Pipeline name is empty")
+    if any(name == x["name"] for x in store.pipelines.values()):
+        raise RefusedError(409, f"Pipeline {name} already exists")
+    identifier = str(uuid.uuid4())
+    store.pipelines[identifier] = {
+        "pipeline_id": identifier, "name": name, "display_name": body.get("display_name") or name, "created_at": _now(),
+    }  # fmt: skip
+    return store.pipelines[identifier]
+
+
 def _add_version(store, query, package):
     pipeline, name = _get(store.pipelines, query["pipelineid"])["pipeline_id"], query["name"]
-    if any(v["display_name"] == name and v["pipeline_id"] == pipeline for v in store.versions.values()):
-        raise RefusedError(409, "version already exists")
+    if any(v["name"] == name and v["pipeline_id"] == pipeline for v in store.versions.values()):
+        raise RefusedError(409, f"Failed to create pipeline version: a version with the name {name} already exists")
     documents = list(yaml.safe_load_all(package))
     try:
         json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
@@ -191,9 +226,14 @@ def _check_parameters(store, body):
 
 def _look_at_run(store, _query, _body, identifier):
     """Every look brings a run one state further."""
+    if store.passing:
+        raise RefusedError(store.passing.pop(0), "for now")
     run = _get(store.runs, identifier)
     seen = dict(run)
-    run["state"] = {"PENDING": "RUNNING"}.get(run["state"], store.outcome)
+    if run["state"] == "RUNNING":
+        run["state"] = store.outcomes.pop(0) if store.outcomes else store.outcome
+    elif run["state"] == "PENDING":
+        run["state"] = "RUNNING"
     return seen
 
 
@@ -208,7 +248,7 @@ def _filtered(rows, query):
         return list(rows)
     predicate = json.loads(query["filter"])["predicates"][0]
     wanted = predicate.get("stringValue") or predicate.get("string_value")
-    return [row for row in rows if row["display_name"] == wanted]
+    return [row for row in rows if row[predicate["key"]] == wanted]
 
 
 def _now():
@@ -219,6 +259,7 @@ ROUTES = [
     ("GET", "/healthz", lambda *_: {"multi_user": False}),
     ("POST", "/pipelines/upload", _upload),
     ("POST", "/pipelines/upload_version", _add_version),
+    ("POST", "/pipelines", _create_pipeline),
     ("GET", "/pipelines", lambda store, query, _: {"pipelines": _filtered(store.pipelines.values(), query)}),
     ("GET", "/pipelines/([^/]+)", lambda store, _q, _b, pipeline: _get(store.pipelines, pipeline)),
     ("GET", "/pipelines/([^/]+)/versions", _versions),

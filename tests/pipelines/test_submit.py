@@ -78,6 +78,36 @@ def test_a_version_is_named_by_project_revision_and_content(call, api):
     assert all(re.fullmatch(r"\d+\.\d+\.\d+\+g[0-9a-f]{9}(\.dirty)?\.[0-9a-f]{8}", name) for name in names)
 
 
+def test_an_unchanged_package_can_be_submitted_any_number_of_times(call, api):
+    for _ in range(4):
+        assert call("--profile", "cpu") == 0
+    (version,) = api[1].versions.values()
+    assert version["name"] == version["display_name"]
+    assert len(api[1].runs) == 4
+
+
+def test_a_version_that_an_upload_at_once_named_like_its_pipeline_is_found(call, api):
+    """As earlier uploads left it: the display name alone is the version's."""
+    assert call("--version", "one", "--profile", "cpu") == 0
+    (version,) = api[1].versions.values()
+    version["name"] = "mobileclip-train"
+    for _ in range(2):
+        assert call("--version", "one", "--profile", "cpu") == 0
+    assert len(api[1].versions) == 1
+
+
+def test_of_two_versions_of_one_name_the_newest_equal_one_is_taken(call, api):
+    """What the second submission of an earlier release left behind."""
+    assert call("--version", "one", "--profile", "cpu") == 0
+    (first,) = api[1].versions.values()
+    twin = {**first, "pipeline_version_id": "twin", "created_at": "2100-01-01T00:00:00Z"}
+    api[1].versions["twin"] = twin
+    first["name"] = "mobileclip-train"
+    assert call("--version", "one", "--profile", "cpu") == 0
+    (_, run) = api[1].runs.values()
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == "twin"
+
+
 def test_a_version_never_changes_what_it_holds(call, api, capsys):
     assert call("--version", "1", "--profile", "cpu") == 0
     assert call("--version", "1", "--profile", "gpu") == 2
@@ -109,6 +139,7 @@ def test_wrong_sections_are_refused_before_anything_is_uploaded(call, api, tmp_p
     [
         (["--groups", "0"], "groups: got 0"),
         (["--groups", "5000"], "groups: got 5000"),
+        (["--groups", "64"], "groups: got 64, want at most 5"),
         (["--source", ""], "source: missing"),
         (["--params", "nowhere.yaml"], "params: no file"),
         (["--host", "http://127.0.0.1:9"], "host: no Kubeflow Pipelines API at"),
@@ -129,11 +160,56 @@ def test_too_many_parameters_are_refused_here_and_by_the_server(call, api, tmp_p
     assert not api[1].pipelines
 
 
-@pytest.mark.parametrize(("outcome", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 1)])
+@pytest.mark.parametrize(("outcome", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("CANCELED", 4)])
 def test_waits_for_the_end_of_the_run(call, api, capsys, outcome, code):
     api[1].outcome = outcome
     assert call("--wait", "--poll", "1", "--timeout", "60") == code
     assert f": {outcome.lower()}" in capsys.readouterr().out
+
+
+def test_a_failed_run_is_taken_up_again_with_the_same_arguments(call, api, capsys):
+    """The same generation of the root: what is committed stays, and Kubeflow's cache may serve finished tasks."""
+    store = api[1]
+    store.outcomes = ["FAILED", "FAILED", "SUCCEEDED"]
+    assert call("--wait", "--poll", "0.01", "--attempts", "4") == 0
+    assert len(store.runs) == 3
+    parameters = [run["runtime_config"]["parameters"] for run in store.runs.values()]
+    assert parameters[0] == parameters[1] == parameters[2]
+    assert parameters[0]["generation"]
+    assert "attempt 3 of 4 resumes from what is committed" in capsys.readouterr().out
+    assert [run["display_name"].rpartition(" 20")[0] for run in store.runs.values()] == ["train /data/runs/one"] * 3
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("FAILED", 1), ("CANCELED", 4)])
+def test_attempts_end_where_they_are_used_up_or_somebody_canceled(call, api, outcome, code):
+    api[1].outcome = outcome
+    assert call("--wait", "--poll", "0.01", "--attempts", "2") == code
+    assert len(api[1].runs) == (2 if outcome == "FAILED" else 1)
+
+
+def test_errors_that_pass_do_not_end_the_waiting(call, api, capsys):
+    api[1].passing = [503, 502, 429, 0]
+    assert call("--wait", "--poll", "0.01") == 0
+    assert not api[1].passing
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence"), [(401, 2, "the token is no longer valid"), (400, 1, "answers 400: ")]
+)
+def test_errors_that_do_not_pass_are_one_sentence(call, api, capsys, status, code, sentence):
+    api[1].passing = [status]
+    assert call("--wait", "--poll", "0.01") == code
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert "github.com" not in error
+
+
+def test_a_login_page_is_no_api(call, api, capsys):
+    api[1].page = b"<!doctype html><title>Sign in</title>"
+    assert call() == 2
+    assert "answers with a page and not with the API's JSON" in capsys.readouterr().err
+    assert not api[1].pipelines
 
 
 def test_recurring_runs_are_replaced_by_name_and_never_served_from_kubeflows_cache(call, api, capsys):
