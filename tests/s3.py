@@ -4,9 +4,11 @@ import atexit
 import functools
 import subprocess
 import sys
+from typing import Any
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from mobileclip import storage
 
@@ -52,8 +54,13 @@ def use(monkeypatch: pytest.MonkeyPatch, **more: str) -> None:
 
 def bucket(name: str) -> str:
     """An empty bucket as a URI."""
-    client = boto3.client(
-        "s3", endpoint_url=endpoint(), aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket=name)
+    client().create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+def client() -> Any:
+    """Another tool than ours."""
+    return boto3.client(
+        "s3", endpoint_url=endpoint(), aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1",
+        config=Config(request_checksum_calculation="when_required"),
+    )  # fmt: skip

@@ -77,7 +77,7 @@ def read_bytes(uri: str | Path, *, sha256: str = "") -> bytes:
         IntegrityError: The digest differs.
         StorageError: The disk or store does not give it, also when asked again.
     """
-    data = s3.get(str(uri)) if is_s3(uri) else local.read(Path(uri))
+    data = s3.get(str(uri), sha256=sha256) if is_s3(uri) else local.read(Path(uri))
     if sha256 and (got := hashlib.sha256(data).hexdigest()) != sha256:
         raise IntegrityError(f"{uri}: sha256 is {got}, want {sha256}; the file is damaged or was replaced.")
     return data

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _LONGEST_WAIT = 30.0
+_WAY_OUT = "what is committed stays, a new run goes on from there"
 # Not `random`'s own generator: runs seed it, and forked workers would inherit its state and knock in step.
 _JITTER = random.SystemRandom()
 
@@ -35,7 +36,8 @@ def retried(work: Callable[[int], T], *, what: str, transient: Callable[[Excepti
     Args:
         work: Gets the number of the attempt, from 0.
         what: Verb and object for the sentence: `reading 's3://...'`.
-        transient: The reason, where an error may pass; empty for an error that will not, which is raised as it is.
+        transient: The reason, where an error may pass; empty for an error that will not, which is raised as it is. An
+            attribute `way_out` of the error tells what to do where it stays.
 
     Raises:
         StorageError: The last try failed, too.
@@ -51,7 +53,7 @@ def retried(work: Callable[[int], T], *, what: str, transient: Callable[[Excepti
             if attempt + 1 == limit:
                 raise StorageError(
                     f"storage: {what} failed {limit} times, at last with {reason}; "
-                    "what is committed stays, a new run goes on from there."
+                    f"{getattr(error, 'way_out', _WAY_OUT)}."
                 ) from None
         wait = min(_LONGEST_WAIT, first * 2**attempt) * _JITTER.uniform(0.5, 1)
         logger.warning("storage: %s: %s, try %d of %d in %.1f s", what, reason, attempt + 2, limit, wait)

@@ -8,10 +8,12 @@ import contextlib
 import functools
 import hashlib
 import io
+import logging
 import os
+import re
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -20,17 +22,35 @@ from mobileclip.errors import DataError, IntegrityError, StorageError
 from mobileclip.storage import local
 from mobileclip.storage.retry import retried
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 # Larger objects are written and fetched in parts of this size (S3 takes 10,000 of at least 5 MiB).
 PART_BYTES = 16 << 20
 _PARALLEL_PARTS = 4
+# What stores answer to If-None-Match: that the object is there, and that they do not know the header.
+_IS_THERE = frozenset({304, 412})
+_NO_CONDITIONS = frozenset({501})
+_UNCONDITIONAL: list[str] = []
+"""The first object whose store knew no conditional writes; one store serves a process."""
 _PASSING_STATUS = frozenset({408, 409, 429})
 _LOCK = threading.Lock()
 
 
 class _DamagedError(Exception):
-    """Bytes that do not match what the store says of them: they may come right at the next try."""
+    """Bytes that are not what the store promised: they may come right at the next try. Its text says what is wrong."""
+
+
+class _OtherBytesError(_DamagedError):
+    """An object whose digest is not the one it was stored with."""
+
+    way_out = (
+        "if it is damaged in the store, restore another version of it, or delete what its stage wrote and run it again"
+    )
+
+    def __init__(self) -> None:
+        super().__init__("bytes that do not match the digest they were stored with")
 
 
 def bucket_key(uri: str) -> tuple[str, str]:
@@ -55,13 +75,16 @@ def head(uri: str) -> dict[str, Any] | None:
     return found
 
 
-def get(uri: str, part: tuple[int, int] | None = None, *, etag: str = "") -> bytes:
+def get(uri: str, part: tuple[int, int] | None = None, *, etag: str = "", sha256: str = "") -> bytes:
     """A whole object, checked against the digest it was stored with, or (start, length) of it.
+
+    Its length is what the store promised. What is not as promised is asked for again.
 
     Args:
         uri: The object.
         part: First byte and number of bytes; fewer come where the object ends before.
         etag: Refuse another version than this one.
+        sha256: What the caller expects: an object without a digest of ours that has another one is asked for once more.
 
     Raises:
         DataError: It is not there.
@@ -71,15 +94,25 @@ def get(uri: str, part: tuple[int, int] | None = None, *, etag: str = "") -> byt
     more = {} if part is None else {"Range": f"bytes={part[0]}-{part[0] + part[1] - 1}"}
     more |= {"IfMatch": etag} if etag else {}
 
-    def once(client: Any, _: int) -> bytes:
+    def once(client: Any, attempt: int) -> bytes:
         found = client.get_object(Bucket=bucket, Key=key, **more)
         data = bytes(found["Body"].read())
-        stored = found["Metadata"].get("sha256", "") if part is None else ""
-        if stored and hashlib.sha256(data).hexdigest() != stored:
-            raise _DamagedError
+        _check_length(data, found)
+        if part is not None:
+            return _cut(data, found, *part)
+        stored = stored_digest(found)
+        if not stored:  # an answer that was cut on the way may promise what is left of it, or nothing
+            _check_length(data, head(uri) or {})
+        _check_digest(hashlib.sha256(data).hexdigest(), stored, sha256, attempt)
         return data
 
     return call("reading", uri, once)
+
+
+def stored_digest(described: Mapping[str, Any]) -> str:
+    """The sha256 that an object was stored with; empty where another tool wrote it."""
+    # Header names know no case, and some stores send them capitalized.
+    return next((str(value) for name, value in described["Metadata"].items() if name.lower() == "sha256"), "")
 
 
 def put(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
@@ -89,13 +122,11 @@ def put(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
         StorageError: The store does not take it, also when asked again.
     """
     bucket, key = bucket_key(uri)
-    digest = hashlib.sha256(data)
-    described = {"Bucket": bucket, "Key": key, "Metadata": {"sha256": digest.hexdigest()}}
-    condition = {"IfNoneMatch": "*"} if if_absent else {}
+    described = {"Bucket": bucket, "Key": key, "Metadata": {"sha256": hashlib.sha256(data).hexdigest()}}
     if len(data) > PART_BYTES:
-        return _put_parts(uri, described, data, condition)
-    whole = {**described, "Body": data, "ChecksumSHA256": _base64(digest.digest()), **condition}
-    return _write(uri, data, lambda client: client.put_object(**whole))
+        return _put_parts(uri, described, data, if_absent=if_absent)
+    whole = {**described, "Body": data, **_checksum(data)}
+    return _write(uri, data, lambda client, more: client.put_object(**whole, **more), if_absent=if_absent)
 
 
 def delete(uri: str) -> None:
@@ -129,14 +160,23 @@ def download(uri: str, path: Path, *, sha256: str = "") -> None:
     if described is None:
         raise DataError(f"data: no object '{uri}'.")
     size = int(described["ContentLength"])
-    wanted = sha256 or described["Metadata"].get("sha256", "")
-    with local.temporary(path) as new:
+    stored = stored_digest(described)
+
+    def fetch(attempt: int) -> str:
         if size <= PART_BYTES:
             new.write_bytes(get(uri, etag=described["ETag"]))
         else:
             _fetch_parts(uri, new, size, described["ETag"])
-        if wanted and (got := local.digest_file(new)) != wanted:
-            raise IntegrityError(f"{uri}: sha256 is {got}, want {wanted}; the file is damaged or was replaced.")
+        if new.stat().st_size != size:
+            raise _DamagedError(f"{new.stat().st_size} bytes where the store promised {size}")
+        got = local.digest_file(new) if sha256 or stored else ""
+        _check_digest(got, stored, sha256, attempt)  # each part came as long as promised, one maybe with other bytes
+        return got
+
+    with local.temporary(path) as new:
+        got = retried(fetch, what=f"reading '{uri}'", transient=_transient)
+        if sha256 and got != sha256:
+            raise IntegrityError(f"{uri}: sha256 is {got}, want {sha256}; the file is damaged or was replaced.")
         local.seal(new)
         new.replace(path)
 
@@ -199,28 +239,75 @@ class _Object(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._size - self._place))
+        # `get` gives exactly as much: the object has this size, and the ETag says that it is the same object.
         buffer[:length] = get(self._uri, (self._place, length), etag=self._etag) if length else b""
         self._place += length
         return length
+
+    def readall(self) -> bytes:
+        """The rest, in parts: the base class would ask for 8 KiB at a time."""
+        parts = []
+        while (left := min(PART_BYTES, self._size - self._place)) > 0:
+            parts.append(get(self._uri, (self._place, left), etag=self._etag))
+            self._place += left
+        return b"".join(parts)
+
+
+def _check_length(data: bytes, found: Mapping[str, Any]) -> None:
+    """A body may end early without an error: behind a proxy, or where the connection's end is the body's."""
+    promised = found.get("ContentLength")
+    if promised is not None and len(data) != promised:
+        raise _DamagedError(f"{len(data)} bytes where the store promised {promised}")
+
+
+def _check_digest(got: str, stored: str, expected: str, attempt: int) -> None:
+    if stored and got != stored:
+        raise _OtherBytesError
+    if not stored and expected and got != expected and attempt == 0:  # on the way, or in the store? Ask once more
+        raise _DamagedError("bytes that do not match the digest that is expected")
+
+
+def _cut(data: bytes, found: Mapping[str, Any], start: int, length: int) -> bytes:
+    """Bytes `start`..`start + length` of an object out of the answer to a request for them."""
+    shown = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", str(found.get("ContentRange", "")))
+    if shown is None:  # the store knows no ranges: the answer is the whole object
+        return data[start : start + length]
+    first, last, total = map(int, shown.groups())
+    wanted = (start, min(start + length, total) - 1)
+    if (first, last) != wanted or len(data) != last - first + 1:
+        raise _DamagedError(f"bytes {first} to {last} ({len(data)} of them), asked for {wanted[0]} to {wanted[1]}")
+    return data
 
 
 def _fetch_parts(uri: str, path: Path, size: int, etag: str) -> None:
     with path.open("r+b") as file, ThreadPoolExecutor(_PARALLEL_PARTS) as pool:
 
         def fetch(start: int) -> None:
-            os.pwrite(file.fileno(), get(uri, (start, PART_BYTES), etag=etag), start)
+            part = get(uri, (start, PART_BYTES), etag=etag)
+            if len(part) != min(PART_BYTES, size - start):
+                raise _DamagedError(f"{len(part)} bytes at {start} of an object of {size}")
+            os.pwrite(file.fileno(), part, start)
 
         list(pool.map(fetch, range(0, size, PART_BYTES)))
 
 
-def _write(uri: str, data: bytes, write: Callable[[Any], Any]) -> bool:
-    """`write(client)` with retries; whether what lies there now is ours."""
+def _write(uri: str, data: bytes, write: Callable[[Any, dict[str, str]], Any], *, if_absent: bool) -> bool:
+    """`write(client, condition)` with retries; whether what lies there now is ours."""
 
     def once(client: Any, attempt: int) -> bool:
+        if if_absent and _UNCONDITIONAL and head(uri) is not None:
+            return attempt > 0 and get(uri) == data
         try:
-            write(client)
+            write(client, {"IfNoneMatch": "*"} if if_absent and not _UNCONDITIONAL else {})
         except _client_error() as error:
-            if _status(error) != 412 and error.response["Error"].get("Code") != "NoSuchUpload":
+            if if_absent and not _UNCONDITIONAL and _status(error) in _NO_CONDITIONS:
+                _UNCONDITIONAL.append(uri)
+                logger.warning(
+                    "storage: the store of '%s' knows no If-None-Match (%d), so every object is asked for before it is "
+                    "written; of two processes that write one at once the later one wins.", uri, _status(error),
+                )  # fmt: skip
+                return once(client, attempt)
+            if _status(error) not in _IS_THERE and error.response["Error"].get("Code") != "NoSuchUpload":
                 raise
             # Somebody was first; or an earlier try of ours has done it and only its answer was lost.
             return attempt > 0 and get(uri) == data
@@ -229,31 +316,50 @@ def _write(uri: str, data: bytes, write: Callable[[Any], Any]) -> bool:
     return call("writing", uri, once)
 
 
-def _put_parts(uri: str, described: dict[str, Any], data: bytes, condition: dict[str, str]) -> bool:
-    started = call(
-        "starting to write", uri, lambda c, _: c.create_multipart_upload(**described, ChecksumAlgorithm="SHA256")
-    )
+def _put_parts(uri: str, described: dict[str, Any], data: bytes, *, if_absent: bool) -> bool:
+    algorithm = {} if _checksums_only_where_required() else {"ChecksumAlgorithm": "SHA256"}
+    started = call("starting to write", uri, lambda c, _: c.create_multipart_upload(**described, **algorithm))
     upload = {"Bucket": described["Bucket"], "Key": described["Key"], "UploadId": started["UploadId"]}
 
     def send(number: int) -> dict[str, Any]:
         body = data[(number - 1) * PART_BYTES : number * PART_BYTES]
-        checksum = _base64(hashlib.sha256(body).digest())
+        checksum = _checksum(body)
         sent = call(
             f"writing part {number} of", uri,
-            lambda c, _: c.upload_part(**upload, PartNumber=number, Body=body, ChecksumSHA256=checksum),
+            lambda c, _: c.upload_part(**upload, PartNumber=number, Body=body, **checksum),
         )  # fmt: skip
-        return {"PartNumber": number, "ETag": sent["ETag"], "ChecksumSHA256": checksum}
+        checksum.pop("ContentMD5", None)
+        return {"PartNumber": number, "ETag": sent["ETag"], **checksum}
 
     done = False
     try:
         with ThreadPoolExecutor(_PARALLEL_PARTS) as pool:
             parts = {"Parts": list(pool.map(send, range(1, -(-len(data) // PART_BYTES) + 1)))}
-        done = _write(uri, data, lambda c: c.complete_multipart_upload(**upload, MultipartUpload=parts, **condition))
+
+        def complete(client: Any, more: dict[str, str]) -> None:
+            client.complete_multipart_upload(**upload, MultipartUpload=parts, **more)
+
+        done = _write(uri, data, complete, if_absent=if_absent)
     finally:
         if not done:  # parts of an upload that nobody completes would be paid for forever
             with contextlib.suppress(Exception):  # what counts is why it was given up
                 _client().abort_multipart_upload(**upload)
     return done
+
+
+def _checksum(data: bytes) -> dict[str, str]:
+    """What lets the store check that all bytes arrived.
+
+    Stores of other makers may refuse the newer headers; where `AWS_REQUEST_CHECKSUM_CALCULATION` says so, the header
+    that all of them know is sent.
+    """
+    if _checksums_only_where_required():
+        return {"ContentMD5": _base64(hashlib.md5(data, usedforsecurity=False).digest())}
+    return {"ChecksumSHA256": _base64(hashlib.sha256(data).digest())}
+
+
+def _checksums_only_where_required() -> bool:
+    return str(_client().meta.config.request_checksum_calculation).lower() == "when_required"
 
 
 def _transient(error: Exception) -> str:
@@ -264,10 +370,11 @@ def _transient(error: Exception) -> str:
 
     if isinstance(error, exceptions.ClientError):
         status, code = _status(error), str(error.response["Error"].get("Code", ""))
-        passing = status >= 500 or status in _PASSING_STATUS or code in {"RequestTimeout", "SlowDown"}
+        passing = (status >= 500 and status not in _NO_CONDITIONS) or status in _PASSING_STATUS
+        passing = passing or code in {"RequestTimeout", "SlowDown"}
         return f"{status} {code}".removesuffix(f" {status}") if passing else ""
     if isinstance(error, _DamagedError):
-        return "bytes that do not match the digest they were stored with"
+        return str(error)
     passing_kinds = (
         exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError,
         exceptions.FlexibleChecksumError, ResponseParserError, HTTPError,

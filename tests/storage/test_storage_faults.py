@@ -17,7 +17,11 @@ from tests import s3 as server
 from tests.faulty_s3 import FaultyS3
 
 TRIES = 4
-PASSING = ("500", "503", "429", "reset", "truncated", "cut", "flipped")
+PASSING = ("500", "503", "429", "reset", "truncated", "cut", "early", "flipped")
+ANEW = "what is committed stays, a new run goes on from there"
+AT_REST = (
+    "if it is damaged in the store, restore another version of it, or delete what its stage wrote and run it again"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,8 @@ def base(proxy, request, tmp_path, monkeypatch) -> str:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     s3.connect.cache_clear()
-    proxy.plan = lambda *_: ""
+    proxy.plan, proxy.capitalized, proxy.unconditional = lambda *_: "", False, ""
+    monkeypatch.setattr(s3, "_UNCONDITIONAL", [])
     yield server.bucket(f"f-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]}")
     s3.connect.cache_clear()
 
@@ -47,6 +52,103 @@ def test_a_read_that_fails_for_a_while_gives_the_right_bytes(base, proxy, fault)
     proxy.fails(fault, TRIES - 1, method="GET")
     assert storage.read_bytes(uri) == data
     assert len(proxy.seen) == TRIES
+
+
+@pytest.mark.parametrize(
+    ("fault", "mebibytes"),
+    [("truncated", 0.01), ("cut", 0.01), ("early", 0.01), ("flipped", 0.01), ("early", 17), ("flipped", 17)],
+)
+def test_objects_of_other_tools_come_whole_or_not_at_all(base, proxy, fault, mebibytes, tmp_path):
+    """They have no digest of ours: lengths are what the store promised, and what the caller expects decides."""
+    uri, data = storage.join(base, "a"), random.Random(0).randbytes(int(mebibytes * 2**20))
+    server.client().put_object(Bucket=base.removeprefix("s3://"), Key="a", Body=data)
+    digest = hashlib.sha256(data).hexdigest()
+    for read in (
+        lambda: storage.read_bytes(uri, sha256=digest),
+        lambda: storage.local_copy(uri, sha256=digest).read_bytes(),
+    ):
+        proxy.fails(fault, 1, method="GET")
+        assert read() == data
+    if fault != "flipped":
+        proxy.fails(fault, 1, method="GET")
+        assert storage.read_bytes(uri) == data
+        proxy.fails(fault, 1, method="GET")
+        assert storage.local_copy(uri).read_bytes() == data
+    proxy.fails("flipped", 1000, method="GET")
+    with pytest.raises(IntegrityError, match=f"^{uri}: sha256 is "):
+        storage.read_bytes(uri, sha256=digest)
+
+
+@pytest.mark.parametrize("fault", ["fewer", "shifted", "early", "truncated"])
+def test_other_bytes_than_a_range_asks_for_are_asked_for_again(base, proxy, fault):
+    uri, data = storage.join(base, "a"), random.Random(0).randbytes(s3.PART_BYTES + 777)
+    storage.write_bytes(uri, data)
+    proxy.fails(fault, TRIES - 1, method="GET")
+    assert storage.read_range(uri, 1000, 500) == data[1000:1500]
+    proxy.fails(fault, 2, method="GET")
+    with storage.open_stream(uri) as stream:
+        assert stream.read() == data
+    proxy.fails(fault, 2, method="GET")
+    assert storage.local_copy(uri, sha256=hashlib.sha256(data).hexdigest()).read_bytes() == data
+    proxy.fails(fault, 1000, method="GET")
+    with pytest.raises(StorageError, match=rf"^storage: reading '{uri}' failed {TRIES} times, "):
+        storage.read_range(uri, 1000, 500)
+
+
+def test_a_part_with_a_flipped_byte_is_fetched_again(base, proxy):
+    uri, data = storage.join(base, "a"), random.Random(0).randbytes(s3.PART_BYTES + 777)
+    storage.write_bytes(uri, data)
+    proxy.fails("flipped", 1, method="GET")
+    assert storage.local_copy(uri, sha256=hashlib.sha256(data).hexdigest()).read_bytes() == data
+    proxy.fails("flipped", 1000, method="GET")
+    with pytest.raises(
+        StorageError, match=rf"failed {TRIES} times, at last with bytes that do not match .*; {AT_REST}"
+    ):
+        storage.local_copy(uri)
+
+
+def test_the_digest_is_found_however_the_store_writes_its_name(base, proxy):
+    proxy.capitalized = True
+    uri = storage.join(base, "a")
+    storage.write_bytes(uri, b"data")
+    proxy.fails("flipped", 1000, method="GET")
+    with pytest.raises(StorageError, match="bytes that do not match the digest they were stored with"):
+        storage.read_bytes(uri)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_store_without_conditional_writes_is_asked_first(base, proxy, caplog, big):
+    proxy.unconditional = "501"
+    mine, theirs = (bytes([letter]) * (s3.PART_BYTES + 1 if big else 10) for letter in b"mt")
+    for name in ("a", "b"):
+        uri = storage.join(base, name)
+        proxy.seen.clear()
+        assert storage.put_if_absent(uri, mine)
+        assert len(proxy.seen) < 8  # not ten tries, each with the shard's bytes
+        assert not storage.put_if_absent(uri, theirs)
+        assert storage.read_bytes(uri) == mine
+    assert sum("knows no If-None-Match" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_store_that_says_not_modified_means_that_it_is_there(base, proxy):
+    uri = storage.join(base, "a")
+    storage.write_bytes(uri, b"mine")
+    proxy.unconditional = "304"
+    assert not storage.put_if_absent(uri, b"theirs")
+    assert storage.read_bytes(uri) == b"mine"
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_newer_checksums_are_left_out_where_the_environment_says_so(base, proxy, monkeypatch, big):
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    s3.connect.cache_clear()
+    uri, data = storage.join(base, "a"), b"x" * (s3.PART_BYTES + 1 if big else 10)
+    proxy.headers.clear()
+    storage.write_bytes(uri, data)
+    sent = {name for headers in proxy.headers for name in headers}
+    assert not {name for name in sent if name.startswith(("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer"))}
+    assert "content-md5" in sent
+    assert storage.read_bytes(uri) == data
 
 
 def test_a_store_that_falls_silent_is_asked_again(base, proxy, monkeypatch):
@@ -99,7 +201,7 @@ def test_what_stays_broken_is_one_sentence_after_a_bounded_number_of_tries(base,
     with pytest.raises(
         StorageError,
         match=rf"^storage: reading '{uri}' failed {TRIES} times, at last with {reason}; "
-        r"what is committed stays, a new run goes on from there\.$",
+        rf"{AT_REST if fault == 'flipped' else ANEW}\.$",
     ):
         storage.read_bytes(uri)
     assert len(proxy.seen) == TRIES
