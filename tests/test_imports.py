@@ -29,7 +29,8 @@ LAYERS = (
 # Root modules: the door, and what all rooms share.
 ROOT_MODULES = {"__init__", "__main__", "chain", "entry", "errors", "manifest", "parallel", "stopping"}
 LIGHT = (
-    "config", "errors", "entry", "__main__", "manifest", "chain", "storage", "cli.app", "cli.registry", "cli.chain", "cli.data",
+    "config", "errors", "entry", "__main__", "manifest", "chain", "storage",
+    "cli.app", "cli.registry", "cli.chain", "cli.data",
     "cli.folder", "cli.plan", "cli.programs", "cli.scores", "cli.stage", "cli.versions",
     "config.params_file", "parallel", "tracking.protocol", "lineage.record", "data.images",
 )  # fmt: skip
