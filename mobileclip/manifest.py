@@ -7,6 +7,7 @@ and a folder tree or bucket prefix moves as a whole.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -141,6 +142,11 @@ class Manifest(_Record):
     def split(self, *names: str) -> list[Shard]:
         """Shards of these splits, in order."""
         return [shard for shard in self.shards if shard.split in names]
+
+    def held_out(self, wanted: str, among: Sequence[str] = ("test", "validation")) -> str:
+        """The split that a stage judges on: the one asked for, or for `auto` the first of `among` that has samples."""
+        there = {shard.split for shard in self.shards if shard.samples}
+        return next((name for name in among if name in there), among[0]) if wanted == "auto" else wanted
 
     def teachers(self) -> list[str]:
         """Names of teachers with view embeddings, in the ensemble's order."""

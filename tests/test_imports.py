@@ -22,8 +22,8 @@ ONLY = {
 # From the bottom up: a package imports those before it, never those behind it.
 LAYERS = (
     "errors", "stopping", "storage", "config", "parallel", "chain", "manifest", "lineage", "data", "convert", "models",
-    "tracking", "evaluation", "planning", "training", "formats", "promotion", "reports", "search", "stages", "entry",
-    "kubeflow", "cli",
+    "tracking", "evaluation", "planning", "training", "formats", "promotion", "reports", "search", "preflight",
+    "stages", "entry", "kubeflow", "cli",
     "__main__",
 )  # fmt: skip
 # Root modules: the door, and what all rooms share.

@@ -25,7 +25,7 @@ def params() -> Values:
         {**teacher, "training": json.loads(json.dumps(values["distill"]["training"]))}
     ]
     values["prepare"]["shard_samples"] = 8
-    values["finetune_captioner"]["held_out_samples"] = 4
+    values["finetune_captioner"] |= {"held_out_samples": 4, "finetune_field": "descriptions"}
     values["caption"] |= {"num_captions": 2, "max_degenerate_share": 1.0, "score_samples": 4, "max_tokens": 8}
     values["reinforce"]["views"]["num_views"] = 2
     values["calibrate"] |= {"batch_size": 8, "batches": 1, "scales": [10.0, 50.0]}
@@ -34,7 +34,7 @@ def params() -> Values:
         "classifications": [{"field": "subgroup", "templates": ["a {}"]}], "bootstrap": 50, "gallery": 2,
     }  # fmt: skip
     # Untrained towers see all pictures alike, so relative errors are large.
-    values["export"] |= {"samples": 4, "max_error_float32": 0.1, "latency_runs": 0}
+    values["export"] |= {"samples": 4, "zero_shot_field": "group", "max_error_float32": 0.1, "latency_runs": 0}
     return values
 
 

@@ -51,10 +51,19 @@ def run(
     if all(current(row) for row in chosen):
         console.print(f"all {len(chosen)} stages are current in {root}")
         return _summary(root, [row.stage for row in chosen])
-    write_run(root, values, source=source, towers=towers)
+    from mobileclip import preflight
     from mobileclip.entry import run_stage
     from mobileclip.tracking import runs as tracking
 
+    def look(data: str) -> None:
+        """Refuse what cannot work, all of it at once; with the prepared data also what does not fit them."""
+        facts = preflight.read_facts(data) if data else None
+        stages = [row.stage for row in chosen]
+        preflight.report(preflight.check(values, facts=facts, towers=towers, root=root, stages=stages))
+
+    prepared = storage.join(root, CHAIN[0].stage)
+    look("" if chosen[0] is CHAIN[0] and not current(CHAIN[0]) else _is_there(prepared))
+    write_run(root, values, source=source, towers=towers)
     with tracking.parent_run(Path(root).name):
         for row in chosen:
             # Asked again at its turn: an earlier stage that ran may have changed this one's inputs.
@@ -64,7 +73,14 @@ def run(
             start = time.perf_counter()
             run_stage(row.stage, getattr(values, row.stage), out=storage.join(root, row.stage), **inputs(row))
             console.print(f"{row.stage:<20}{time.perf_counter() - start:7.1f} s")
+            if row is CHAIN[0]:
+                look(prepared)
     return _summary(root, [row.stage for row in chosen])
+
+
+def _is_there(data: str) -> str:
+    """A dataset's folder where it has a manifest; else empty: a root may begin with a later stage's output."""
+    return data if storage.exists(storage.join(data, "manifest.json")) else ""
 
 
 @click.command()

@@ -26,6 +26,7 @@ GROUPS = ("stages", "chain", "data", "evaluation", "use", "registry", "export", 
 
 COMMANDS: tuple[Row, ...] = (
     *(Row(row.stage, "stages", row.title) for row in CHAIN),
+    Row("init", "chain", "look at a folder of images and captions, and write a params file for it", "init:init"),
     Row("run", "chain", "run the whole chain, or a part of it; what is current is not run again", "chain:run"),
     Row("status", "chain", "show which stages are current, changed or missing, and why", "chain:status"),
     Row("params", "chain", "complete and upgrade a params file: every key, or only what differs", "chain:params"),

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Split = Literal["train", "validation", "test"]
+HeldOut = Literal["auto", "train", "validation", "test"]
 # Column names that are taken, alone or behind a teacher's.
 TAKEN_COLUMNS = frozenset({"views", "captions", "scores", "selection"})
 Dtype = Literal["float16", "bfloat16", "float32", "int8"]

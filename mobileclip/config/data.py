@@ -63,6 +63,8 @@ class Filter(Section):
 class Caption(Section):
     """Write M synthetic captions per image as a caption column."""
 
+    enabled: bool = True
+    """Off: no captions are written; `reinforce.captions` and `distill.synthetic` are empty then."""
     name: Name = "coca"
     """Name of the caption column."""
     model: str = "trained"

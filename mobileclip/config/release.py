@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from mobileclip.config.base import Name, Section, Split
+from mobileclip.config.base import HeldOut, Name, Section, Split
 
 Corruption = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "gaussian_blur", "defocus_blur", "motion_blur",
@@ -24,10 +24,10 @@ class Classification(Section):
 class Evaluate(Section):
     """Score student and control on the evaluation split, with intervals."""
 
-    split: Split = "test"
-    """Split to evaluate on."""
-    classifications: list[Classification] = [Classification()]
-    """Zero-shot tasks."""
+    split: HeldOut = "auto"
+    """Split to evaluate on; `auto` = test where the dataset has one, else validation."""
+    classifications: list[Classification] = []
+    """Zero-shot tasks; empty = retrieval alone."""
     retrieval_field: Name = "captions"
     """Caption field of the retrieval task."""
     retrieval_captions: PositiveInt = 1
@@ -96,8 +96,8 @@ class Export(Section):
     image tower, activations calibrated; `int8_weights` weights alone; `int4_weights` the text tower's."""
     batch: NonNegativeInt = 0
     """Rows per call of every program; 0 = any number in ONNX, one in the other formats."""
-    split: Split = "test"
-    """Split whose samples prove the programs."""
+    split: HeldOut = "auto"
+    """Split whose samples prove the programs; `auto` = test where the dataset has one, else validation, else train."""
     samples: Annotated[int, Field(ge=2)] = 64
     """Evaluation samples on which every program is executed and compared."""
     max_error_float32: PositiveFloat = 1e-4
@@ -124,7 +124,7 @@ class Export(Section):
     """Weight of the teachers' stored affinities beside the tower's own embeddings, where the dataset has them."""
     qat_seed: NonNegativeInt = 0
     """Seed of its order and draws."""
-    zero_shot_field: str = "group"
+    zero_shot_field: str = ""
     """Metadata field that holds the class name for the programs' zero-shot accuracy; samples without it do not count,
     but some must have it; empty = no such figure."""
     zero_shot_template: Annotated[str, Field(pattern=r"\{\}")] = "a photo of a {}."

@@ -72,7 +72,7 @@ class Teacher(Section):
 
     name: Name = "teacher"
     """Name by which later stages call it: `trained:NAME`."""
-    model: str = "tiny"
+    model: str = "tiny-resnet"
     """Architecture (`mobileclip models`), or weights to fine-tune as `hf-hub:...` or `local-dir:...`."""
     pretrained: str = ""
     """open_clip weights tag, or a weights file, to fine-tune; empty = from scratch, for an architecture."""
@@ -129,7 +129,7 @@ class FinetuneCaptioner(Section):
     """Caption field of the pre-training."""
     pretrain: Training = Training()
     """Pre-training length; skipped when the model comes with weights."""
-    finetune_field: Name = "descriptions"
+    finetune_field: Name = "captions"
     """Caption field of the fine-tuning; samples that lack it are left out."""
     finetune: Training = Training()
     """Fine-tuning length."""

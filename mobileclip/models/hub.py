@@ -1,6 +1,10 @@
 """The Hugging Face hub: files of a repository by its own client and cache, and the license its card names."""
 
+import functools
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import yaml
 from huggingface_hub import constants, hf_hub_download, list_repo_files, scan_cache_dir
@@ -65,6 +69,30 @@ def license_of_card(repository: str) -> str:
     named = str(head.get("license") or "") if isinstance(head, dict) else ""
     named = str(head.get("license_name") or named) if named == "other" else named
     return named if named and named != "other" else known
+
+
+def is_reachable(repository: str, *, seconds: float = 3.0) -> bool:
+    """Whether a repository's files can be had: from the cache, or from the hub, whose server answers in time.
+
+    Only the connection is tried: whether the repository exists, the download says.
+    """
+    if _cached(repository):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    return bool(getproxies()) or _answers(constants.ENDPOINT, seconds)
+
+
+@functools.cache
+def _answers(endpoint: str, seconds: float) -> bool:
+    place = urlsplit(endpoint)
+    try:
+        with socket.create_connection(
+            (place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), seconds
+        ):
+            return True
+    except OSError:
+        return False
 
 
 def _cached(repository: str) -> list[str]:

@@ -22,7 +22,7 @@ from mobileclip import storage
 from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import hub
-from mobileclip.models.architectures import register
+from mobileclip.models.architectures import own_names, register
 from mobileclip.models.building import architecture, build, build_tokenizer, default_preprocess, hub_files
 from mobileclip.models.checkpoints import DAMAGE, SUFFIXES, first_line, fit, read
 from mobileclip.models.clip import Clip
@@ -48,11 +48,14 @@ __all__ = [
     "create",
     "default_preprocess",
     "has_weights",
+    "hub_repository",
     "image_tensor",
+    "known_names",
     "load",
     "origin",
     "save",
     "start",
+    "weight_tags",
 ]
 
 CONFIG_FILE = "open_clip_config.json"
@@ -135,20 +138,48 @@ def load(model: str, *, pretrained: str = "", trained: str = "") -> Clip:
         return _load_folder(model.removeprefix("local-dir:"), model)
     if model.startswith("hf-hub:"):
         return _load_hub(model.removeprefix("hf-hub:"))
-    register()
     own = VARIANTS.get(model)
     name = own.architecture if own else model
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if own and name != model:  # of a shared architecture the tags of the other variant are no weights of this one
-        tags = [tag for tag in tags if tag == own.tag]
+    tags = _open_clip_tags(model)
     if pretrained in tags:
         return _load_published(name, pretrained, f"{model}/{pretrained}", license_of(pretrained))
     if own and pretrained == own.tag:
         return _load_hub(own.hub)
     if pretrained.endswith(SUFFIXES):
         return _load_file(model, storage.local_copy(pretrained), license_=APPLE_LICENSE if own else "unknown")
-    known = list(dict.fromkeys([*tags, *([own.tag] if own else [])]))
+    known = weight_tags(model)
     raise ConfigError(f"pretrained: got '{pretrained}' for model '{model}', want one of {known} or a weights file.")
+
+
+def weight_tags(model: str) -> list[str]:
+    """Tags of the published weights of an architecture name."""
+    own = VARIANTS.get(model)
+    return list(dict.fromkeys([*_open_clip_tags(model), *([own.tag] if own else [])]))
+
+
+def known_names() -> list[str]:
+    """Architectures that can be named without a prefix."""
+    register()
+    return list(dict.fromkeys([*VARIANTS, *own_names(), *open_clip.list_models()]))
+
+
+def hub_repository(model: str, pretrained: str) -> str:
+    """The hub's repository that a reference's weights come from; empty where they lie elsewhere."""
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:")
+    own = VARIANTS.get(model)
+    if pretrained in _open_clip_tags(model):
+        found = open_clip.get_pretrained_cfg(own.architecture if own else model, pretrained)
+        return str((found or {}).get("hf_hub") or "").strip("/")
+    return own.hub if own and pretrained == own.tag else ""
+
+
+def _open_clip_tags(model: str) -> list[str]:
+    register()
+    own = VARIANTS.get(model)
+    tags = list(open_clip.list_pretrained_tags_by_model(own.architecture if own else model))
+    # Of a shared architecture the tags of the other variant are no weights of this one.
+    return [tag for tag in tags if tag == own.tag] if own and own.architecture != model else tags
 
 
 def save(

@@ -62,7 +62,8 @@ def run(
         merge: Only check that all units are done, judge and publish.
 
     Returns:
-        The metrics of `mobileclip.evaluation.captions.assess`; nothing for one unit.
+        The metrics of `mobileclip.evaluation.captions.assess`; nothing for one unit, or where the stage is off, which
+        leaves a manifest without the column.
 
     Raises:
         ConfigError: The model writes no captions, or the length does not fit it.
@@ -70,6 +71,10 @@ def run(
             nothing is published.
     """
     content = manifest.read(data)
+    if not config.enabled:
+        if merge or num_groups == 1:
+            manifest.write(out, content.moved(data, out))
+        return {}
     shards = content.split(*config.splits)
     clip = _load(config, captioner)
     plan = _plan(config, clip)

@@ -49,6 +49,7 @@ def run(config: Evaluate, *, out: str, tracker: Tracker, data: str, student: str
     """
     started = time.perf_counter()
     content = manifest.read(data)
+    config = config.model_copy(update={"split": content.held_out(config.split)})
     models = _load(student)
     embedded = embed_split(models, data, content, split=config.split, batch_size=config.batch_size)
     embedding_seconds = time.perf_counter() - started

@@ -32,6 +32,7 @@ from mobileclip.tracking.protocol import Tracker
 
 PROOF_FILE, TIMINGS_FILE = "proof.json", "timings.json"
 THREADS = (1, 2)
+_PROOF_SPLITS = ("test", "validation", "train")
 
 
 def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) -> dict[str, float]:
@@ -56,6 +57,8 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
         IntegrityError: The checkpoint's weights are not the ones its card was written for.
         ExportError: A program misses its budget.
     """
+    content = manifest.read(data)
+    config = config.model_copy(update={"split": content.held_out(config.split, _PROOF_SPLITS)})
     if config.qat_steps and config.split == config.calibration_split:
         raise ConfigError(
             f"export.qat_steps: got {config.qat_steps} while split and calibration_split are both '{config.split}', "
@@ -63,7 +66,6 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
         )
     page = shipping.page_files(config)
     clip = load_student(student)
-    content = manifest.read(data)
     samples = _draw(data, content, config.split, config.samples, key="split")
     towers = split(clip)
     reference = _refer(config, clip, samples)

@@ -32,7 +32,9 @@ def _training(steps: int, *, checkpoint_every: int = 0) -> Training:
     )
 
 
-CONFIG = FinetuneCaptioner(pretrain=_training(40), finetune=_training(80), held_out_samples=20)
+CONFIG = FinetuneCaptioner(
+    finetune_field="descriptions", pretrain=_training(40), finetune=_training(80), held_out_samples=20
+)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +105,10 @@ def test_greedy_captions_of_trained_weights_equal_open_clip(trained, data):
 
 def test_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch, caplog):
     short = FinetuneCaptioner(
-        pretrain=_training(4, checkpoint_every=2), finetune=_training(4, checkpoint_every=2), held_out_samples=2
+        finetune_field="descriptions",
+        pretrain=_training(4, checkpoint_every=2),
+        finetune=_training(4, checkpoint_every=2),
+        held_out_samples=2,
     )
 
     def weights(name: str) -> str:
@@ -155,7 +160,9 @@ def test_what_decides_a_phase_names_it(data):
 
 def test_the_weights_are_saved_before_they_are_scored(data, tmp_path, monkeypatch):
     """A fault while captions are generated costs no training."""
-    short = FinetuneCaptioner(pretrain=_training(1), finetune=_training(1), held_out_samples=2)
+    short = FinetuneCaptioner(
+        finetune_field="descriptions", pretrain=_training(1), finetune=_training(1), held_out_samples=2
+    )
     scored = iter(range(2))
     score = finetune_captioner._score
 
@@ -193,7 +200,9 @@ def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, d
     folder = str(tmp_path / "start")
     clip = zoo.load("trained", trained=str(trained[0]))
     zoo.save(folder, clip, license="apple-amlr", card={})
-    config = FinetuneCaptioner(model=f"local-dir:{folder}", finetune=_training(1), held_out_samples=2)
+    config = FinetuneCaptioner(
+        finetune_field="descriptions", model=f"local-dir:{folder}", finetune=_training(1), held_out_samples=2
+    )
     out = tmp_path / "out"
     metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data)
     assert not any(name.startswith("pretrain") for name in metrics)
@@ -216,7 +225,7 @@ def test_given_weights_skip_the_pretraining_and_pass_on_their_license(trained, d
 
 def test_without_a_validation_split(tmp_path):
     data = shapes.make(tmp_path / "data", sizes=(20,), validation=False)
-    config = FinetuneCaptioner(pretrain=_training(1), finetune=_training(1))
+    config = FinetuneCaptioner(finetune_field="descriptions", pretrain=_training(1), finetune=_training(1))
     out = tmp_path / "out"
     metrics = finetune_captioner.run(config, out=str(out), tracker=LogTracker(), data=data)
     assert not any("validation" in name for name in metrics)
@@ -275,6 +284,7 @@ def test_a_longer_context_is_learned_and_saved(trained, tmp_path):
     words: dict[int, float] = {}
     for length in (80, 0):
         config = FinetuneCaptioner(
+            finetune_field="descriptions",
             model=f"local-dir:{trained[0]}",
             context_length=length,
             held_out_samples=2,
@@ -309,6 +319,7 @@ class TestFrozenTrunk:
     """A pretrained trunk that is not trained: seen through once, and the same afterwards."""
 
     CONFIG = FinetuneCaptioner(
+        finetune_field="descriptions",
         model="lite-coca", image_weights="trunk.safetensors", lock=True, pretrain=_training(6), finetune=_training(6),
         held_out_samples=4,
     )  # fmt: skip

@@ -102,6 +102,7 @@ def score(
         DataError: The split is empty, its samples lack a field the section names, or the checkpoint is not the one
             that the programs were made from.
     """
+    config = config.model_copy(update={"split": content.held_out(config.split)})
     if student is not None:
         _check_student(agreed(programs), student)
     ways = {PROGRAM: of_programs(programs)} | ({PYTORCH: of_student(student)} if student else {})
