@@ -22,15 +22,15 @@ ONLY = {
 # From the bottom up: a package imports those before it, never those behind it.
 LAYERS = (
     "errors", "stopping", "storage", "config", "parallel", "chain", "manifest", "lineage", "data", "convert", "models",
-    "tracking", "evaluation", "planning", "training", "formats", "promotion", "reports", "search", "preflight",
-    "stages", "entry", "kubeflow", "cli",
+    "tracking", "evaluation", "planning", "training", "formats", "promotion", "reports", "search", "sharing",
+    "preflight", "stages", "entry", "kubeflow", "cli",
     "__main__",
 )  # fmt: skip
 # Root modules: the door, and what all rooms share.
 ROOT_MODULES = {"__init__", "__main__", "chain", "entry", "errors", "manifest", "parallel", "stopping"}
 LIGHT = (
     "config", "errors", "entry", "__main__", "manifest", "chain", "storage",
-    "cli.app", "cli.registry", "cli.chain", "cli.data",
+    "cli.app", "cli.registry", "cli.chain", "cli.data", "cli.share", "cli.use",
     "cli.folder", "cli.plan", "cli.programs", "cli.scores", "cli.stage", "cli.versions",
     "config.params_file", "parallel", "tracking.protocol", "lineage.record", "data.images",
 )  # fmt: skip

@@ -40,6 +40,7 @@ COMMANDS: tuple[Row, ...] = (
     Row("search", "use", "find the images of a folder that fit a text, or look like given images", "folder:search"),
     Row("classify", "use", "give every image of a folder the most likely of several labels", "folder:classify"),
     Row("embed", "use", "write the embeddings of a folder's images for other tools", "folder:embed"),
+    Row("push", "use", "put a student into a folder or Hugging Face repository that other tools load", "share:push"),
     Row("history", "registry", "print the promotions of a registered model", "versions:history"),
     Row("explain", "registry", "print the gate's verdicts on a model version", "versions:explain"),
     Row("rollback", "registry", "make the previous champion the champion again", "versions:rollback"),

@@ -11,8 +11,9 @@ from mobileclip.sharing.layouts import IMMICH, OPEN_CLIP, TRANSFORMERS_JS
 
 # Names that the hub knows are these in lower case; any other license is `other` with its own name.
 _HUB_LICENSES = frozenset({
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.0", "cc-by-sa-4.0",
-    "cc-by-sa-3.0", "cc-by-nc-4.0", "cc-by-nc-3.0", "cc-by-nc-2.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0",
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.0",
+    "cc-by-sa-4.0", "cc-by-sa-3.0", "cc-by-nc-4.0", "cc-by-nc-3.0", "cc-by-nc-2.0", "cc-by-nc-sa-4.0",
+    "cc-by-nc-nd-4.0", "cc-by-nd-4.0",
     "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense", "zlib", "wtfpl", "odbl", "pddl", "isc", "ofl-1.1",
     "apple-amlr", "apple-ascl",
 })  # fmt: skip

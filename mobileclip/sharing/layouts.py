@@ -59,6 +59,9 @@ def check_programs(agreed: Contract) -> None:
         program = agreed.program(tower, precision="float32", format=_FORMAT)  # type: ignore[arg-type]
         if isinstance(program.input.shape[0], int):
             raise DataError(f"push: '{program.path}' takes {program.input.shape[0]} rows per call, want any number.")
+    if (agreed.image.resize, agreed.image.crop) != ("squash", "none") or agreed.image.interpolation == "nearest":
+        got = f"{agreed.image.resize} with '{agreed.image.interpolation}'"
+        raise DataError(f"push: images are resized by {got}, want squash with bilinear or bicubic for these layouts.")
     if agreed.text.tokenizer != "clip-bpe":
         raise DataError("push: the text tower has a tokenizer of its own, want one with CLIP's for these layouts.")
 
@@ -121,7 +124,7 @@ def immich(export: Path, agreed: Contract, target: Path) -> None:
 
 
 def preprocessor(agreed: Contract) -> dict[str, Any]:
-    """`preprocessor_config.json` of Hugging Face's CLIP image processor: the programs resize and normalize themselves."""
+    """`preprocessor_config.json` of a CLIP image processor: the programs resize and normalize themselves."""
     size = {"height": agreed.image.size, "width": agreed.image.size}
     return {
         "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": False, "size": size,

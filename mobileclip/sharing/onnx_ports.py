@@ -62,32 +62,39 @@ def text_model(source: Path, target: Path, *, given: TensorSpec, result: TensorS
 
 
 def _resize(image: ImageContract) -> tuple[list[Any], dict[str, Arrays]]:
-    """From `pixel_values` to `image`: Pillow's resize, columns before rows, each rounded to 8 bits."""
-    options = {
-        "linear": {"antialias": 1, "exclude_outside": 1},
-        "cubic": {"antialias": 1, "cubic_coeff_a": -0.5, "exclude_outside": 1},
-    }
-    mode = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}[image.interpolation]
-    # Pillow's nearest pixel is the one that holds the center.
-    how: dict[str, Any] = options.get(mode, {"nearest_mode": "round_prefer_ceil"})
+    """From `pixel_values` to `image`: Pillow's resize, one axis after the other, each rounded to 8 bits.
+
+    Pillow 13 starts with the rows where that is cheaper: where they become fewer, and by more than twice as many as the
+    columns. So the axes are height, width, height, and the first pass keeps the height where the width comes first.
+    """
+    # At the border Pillow's filters leave out what is not there.
+    how: dict[str, Any] = {"antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
+    how |= {"mode": "linear"} if image.interpolation == "bilinear" else {"mode": "cubic", "cubic_coeff_a": -0.5}
     constants = {
-        "size": np.array([image.size]),
-        "white": np.array(255, np.float32),
-        "black": np.array(0, np.float32),
+        "size": np.array([image.size]), "row": np.array([2]), "column": np.array([3]), "after": np.array([4]),
+        "twice": np.array([2]), "white": np.array(255, np.float32), "black": np.array(0, np.float32),
         "half": np.array(0.5, np.float32),
-    }
-    nodes = [_node("Mul", ["pixel_values", "white"], "levels")]
+    }  # fmt: skip
+    nodes = [
+        _node("Shape", ["pixel_values"], "shape"),
+        _node("Slice", ["shape", "row", "column"], "height"),
+        _node("Slice", ["shape", "column", "after"], "width"),
+        _node("Greater", ["height", "size"], "shrinks"),
+        _node("Add", ["height", "size"], "rows"),
+        _node("Mul", ["width", "twice"], "columns"),
+        _node("Greater", ["rows", "columns"], "cheaper"),
+        _node("And", ["shrinks", "cheaper"], "rows_first"),
+        _node("Where", ["rows_first", "size", "height"], "first_height"),
+        _node("Mul", ["pixel_values", "white"], "levels"),
+    ]
     before = "levels"
-    for axis, name in ((3, "narrow"), (2, "square")):
+    for axis, size, name in ((2, "first_height", "first"), (3, "size", "second"), (2, "size", "third")):
         nodes += [
-            _node(
-                "Resize", [before, "", "", "size"], f"{name}_exact",
-                mode=mode, axes=[axis], coordinate_transformation_mode="half_pixel", **how,
-            ),
+            _node("Resize", [before, "", "", size], f"{name}_exact", axes=[axis], **how),
             _node("Add", [f"{name}_exact", "half"], f"{name}_raised"),  # half up: ONNX's Round takes halves to even
             _node("Floor", [f"{name}_raised"], f"{name}_whole"),
             _node("Clip", [f"{name}_whole", "black", "white"], name),
-        ]  # fmt: skip
+        ]
         before = name
     return [*nodes, _node("Div", [before, "white"], "image")], constants
 
