@@ -179,6 +179,10 @@ class Distill(Section):
     """Weight of the distance of projected student features from the teachers' own; 0 = not computed."""
     feature_distance: Literal["cosine", "mse"] = "cosine"
     """Distance of features: 1 - cosine, or squared Euclidean."""
+    bank_weight: NonNegativeFloat = 0.0
+    """Weight of the affinities to a bank of stored teacher embeddings (SEED); 0 = not computed."""
+    bank_size: PositiveInt = 4096
+    """Most images, and most texts, in the bank: columns of these affinities."""
     synthetic: list[Name] = ["coca"]
     """Caption columns used beside the ground truth; empty = ground truth alone."""
     caption_use: Literal["sum", "mix"] = "sum"

@@ -1,6 +1,7 @@
 """distill: train a student on a reinforced dataset, and on request the plain-CLIP control beside it."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from mobileclip.models import zoo
 from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
+from mobileclip.training.bank import Bank, read_bank
 from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings
 from mobileclip.training.loop import Result
@@ -71,7 +73,7 @@ def _used_teachers(config: Distill, content: Manifest) -> tuple[str, ...]:
     for name in teachers:
         if name not in content.teachers():
             raise ConfigError(f"distill.teachers: got '{name}', the dataset has {content.teachers()}.")
-    wanted = next((key for key in ("distill_weight", "feature_weight") if getattr(config, key) > 0), "")
+    wanted = next((key for key in ("distill_weight", "feature_weight", "bank_weight") if getattr(config, key) > 0), "")
     if wanted and not teachers:
         raise ConfigError(f"distill.{wanted}: got a value above 0, but the dataset has no teacher embeddings.")
     used = teachers if wanted else ()
@@ -84,6 +86,7 @@ def _reinforcement(config: Distill, content: Manifest, teachers: tuple[str, ...]
     return Reinforcement(
         config.distill_weight, teachers, _scales(content, teachers), config.divergence, config.affinity,
         tuple(config.teacher_biases), config.feature_weight, config.feature_distance,
+        config.bank_weight,
     )  # fmt: skip
 
 
@@ -113,6 +116,7 @@ def _train(
     )  # fmt: skip
     dataset = PairDataset(data, content, recipe)
     validate = retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500)
+    bank = _bank(config, data, content, reinforcement, synthetic, clip.embed_dim)
     result = train_clip(
         clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
         key={
@@ -121,7 +125,7 @@ def _train(
         },
         folder=storage.join(out, name), title=name, validate=validate,
         online=online_teachers(online, precision=precisions(content, names)) if online else None,
-        report=reporter(live) if live else None,
+        bank=bank, report=reporter(live) if live else None,
     )  # fmt: skip
     if config.start_share:
         mix_in(clip.model, start, start_share=config.start_share)
@@ -143,6 +147,18 @@ def _train(
         license_ = attribution.license_of(owed)
         zoo.save(storage.join(out, name), clip, license=license_, card=card | attribution.to_card(owed))
     return result
+
+
+def _bank(
+    config: Distill, data: str, content: Manifest, reinforcement: Reinforcement, synthetic: Sequence[str], width: int
+) -> Bank | None:
+    if not reinforcement.bank_weight:
+        return None
+    scales = dict(zip(reinforcement.teachers, reinforcement.logit_scales, strict=True))
+    return read_bank(
+        data, content, scales, columns=("captions", *synthetic), width=width, size=config.bank_size, seed=config.seed,
+        selection=config.selection,
+    )  # fmt: skip
 
 
 def _scales(content: Manifest, teachers: tuple[str, ...]) -> tuple[float, ...]:

@@ -15,9 +15,11 @@ from mobileclip.data.loader import PairDataset, batches, collate_teachers
 from mobileclip.data.preprocess import image_tensor
 from mobileclip.manifest import spec_digest
 from mobileclip.models.zoo import Clip
+from mobileclip.training.bank import Bank, bank_divergence
 from mobileclip.training.loop import Batch, Objective, Report, Result, train
-from mobileclip.training.losses import Divergence, feature_loss, reinforced_loss, teacher_agreement
+from mobileclip.training.losses import Divergence, reinforced_loss, teacher_agreement
 from mobileclip.training.objective import Features, Losses
+from mobileclip.training.projected import Projected
 from mobileclip.training.world import World, join
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Reinforcement:
         logit_biases: Per teacher, for sigmoid affinities; empty = SigLIP's -10 for each.
         feature_weight: Weight of the distance of projected features from the teachers' own; 0 = not computed.
         feature_distance: `cosine` or `mse`.
+        bank_weight: Weight of the affinities to a bank of stored embeddings; 0 = not computed.
     """
 
     distill_weight: float = 0.0
@@ -53,6 +56,7 @@ class Reinforcement:
     logit_biases: tuple[float, ...] = ()
     feature_weight: float = 0.0
     feature_distance: Literal["cosine", "mse"] = "cosine"
+    bank_weight: float = 0.0
 
 
 TeacherFeatures = Callable[[Batch], Batch]
@@ -71,6 +75,7 @@ def train_clip(
     title: str,
     validate: Callable[[], dict[str, float]] | None = None,
     online: TeacherFeatures | None = None,
+    bank: Bank | None = None,
     report: Report | None = None,
 ) -> Result:
     """Train a CLIP model in place with the reinforced loss (plain CLIP where lambda is 0).
@@ -86,6 +91,7 @@ def train_clip(
         title: Name of the run.
         validate: Scores at every point of the curve.
         online: Runs the teachers in every step, see `mobileclip.training.online`; `None` = stored embeddings.
+        bank: Where `reinforcement` needs one, see `mobileclip.training.bank`.
         report: Gets the points of the curve as they come.
     """
     world = join()
@@ -95,7 +101,10 @@ def train_clip(
     trained: nn.Module = model
     if reinforcement.feature_weight:
         trained = Projected(model, clip.embed_dim, _teacher_dims(dataset, reinforcement.teachers, online))
-    objective = clip_objective(clip, reinforcement, config, world, trained=trained, online=online)
+    objective = clip_objective(
+        clip, reinforcement, config, world, trained=trained, online=online,
+        bank=bank.to(world.device) if bank is not None else None,
+    )  # fmt: skip
     if config.grad_checkpointing:
         set_grad_checkpointing(model)
     return train(
@@ -149,6 +158,7 @@ def clip_objective(
     *,
     trained: nn.Module,
     online: TeacherFeatures | None = None,
+    bank: Bank | None = None,
 ) -> Objective:
     """The reinforced loss in two halves.
 
@@ -159,6 +169,7 @@ def clip_objective(
         world: The processes.
         trained: The student's model, or `Projected` around it.
         online: See `train_clip`.
+        bank: See `train_clip`, on this process's device.
     """
     model: Any = clip.model
     encode_image, encode_text = model.encode_image, model.encode_text
@@ -194,9 +205,10 @@ def clip_objective(
             teacher_logit_biases=_biases(reinforcement),
             rows=None if world.size == 1 else world.rows(total),
         )
-        if isinstance(trained, Projected):
-            losses["feature"] = trained.distance(features, batch, reinforcement, total)
-            losses["loss"] = losses["loss"] + reinforcement.feature_weight * losses["feature"]
+        weights = {"feature": reinforcement.feature_weight, "bank": reinforcement.bank_weight}
+        for name, value in _teacher_space_terms(trained, features, batch, reinforcement, bank, total).items():
+            losses[name] = value
+            losses["loss"] = losses["loss"] + weights[name] * value
         return losses
 
     def measure(features: Features, batch: Batch) -> dict[str, float]:
@@ -223,33 +235,19 @@ def add_logit_bias(clip: Clip) -> None:
         clip.config |= {"init_logit_bias": _SIGMOID_BIAS, "init_logit_scale": _SIGMOID_SCALE}
 
 
-class Projected(nn.Module):
-    """A student with a linear map of its embeddings to each teacher's width; the maps are thrown away in the end."""
-
-    def __init__(self, model: nn.Module, width: int, teachers: Mapping[str, int]) -> None:
-        """Wrap `model`, whose embeddings are `width` wide, for teachers by name and width."""
-        super().__init__()
-        self.student = model
-        self.maps = nn.ModuleDict({_key(name): nn.Linear(width, wide, bias=False) for name, wide in teachers.items()})
-
-    @property
-    def logit_scale(self) -> Tensor:  # type: ignore[override]
-        """The student's."""
-        return self.student.logit_scale  # type: ignore[return-value]
-
-    def distance(self, features: Features, batch: Batch, reinforcement: Reinforcement, total: int) -> Tensor:
-        """Mean over images and kinds of captions of the distance to the teachers' features, this process's share."""
-        kinds = {"image": "image"} | {name: kind for name, kind in _KINDS.items() if name in features}
-        value = features["image"].new_zeros(())
-        for name, kind in kinds.items():
-            projected = [self.maps[_key(teacher)](features[name]) for teacher in reinforcement.teachers]
-            targets = collate_teachers(batch, kind, reinforcement.teachers)
-            value = value + feature_loss(projected, targets, kind=reinforcement.feature_distance, total=total)
-        return value / len(kinds)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a module's name must hold no dot
+def _teacher_space_terms(
+    trained: nn.Module, features: Features, batch: Batch, reinforcement: Reinforcement, bank: Bank | None, total: int
+) -> Losses:
+    """The terms that compare features with the teachers' own, this process's share, by name."""
+    kinds = {"image": "image"} | {name: kind for name, kind in _KINDS.items() if name in features}
+    own = {n: collate_teachers(batch, kind, reinforcement.teachers) for n, kind in kinds.items()}
+    found: Losses = {}
+    if isinstance(trained, Projected):
+        found["feature"] = trained.distance(features, own, kind=reinforcement.feature_distance, total=total)
+    if bank is not None:
+        joint = {name: bank.join(teachers) for name, teachers in own.items()}
+        found["bank"] = bank_divergence(features, joint, bank, total=total)
+    return found
 
 
 def _teacher_dims(dataset: PairDataset, teachers: Sequence[str], online: TeacherFeatures | None) -> dict[str, int]:

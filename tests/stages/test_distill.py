@@ -169,6 +169,12 @@ def test_wrong_sections_stop_with_a_sentence(tiny_reinforced, tiny_data, tmp_pat
             ConfigError,
             r"^distill\.distill_weight: got a value above 0, but the dataset has no teacher embeddings\.$",
         ),
+        (
+            {"distill_weight": 0.0, "bank_weight": 1.0},
+            tiny_data,
+            ConfigError,
+            r"^distill\.bank_weight: got a value above 0, but the dataset has no teacher embeddings\.$",
+        ),
         ({"synthetic": ["blip"]}, tiny_reinforced, DataError, r"^data: no column 'blip' in the manifest"),
         (
             {"caption_field": field, "synthetic": []},
@@ -285,7 +291,7 @@ class TestOnlineTeachers:
 
     CONFIG = CONFIG.model_copy(
         update={
-            "control": False, "feature_weight": 0.3, "distill_weight": 1.0,
+            "control": False, "feature_weight": 0.3, "distill_weight": 1.0, "bank_weight": 0.5, "bank_size": 20,
             "training": CONFIG.training.model_copy(update={"steps": 6, "log_every": 1}),
         }
     )  # fmt: skip

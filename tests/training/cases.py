@@ -12,9 +12,10 @@ from mobileclip.models import zoo
 from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.captioning import coca_objective
-from mobileclip.training.contrastive import Projected, Reinforcement, clip_objective
+from mobileclip.training.contrastive import Reinforcement, clip_objective
 from mobileclip.training.loop import train
 from mobileclip.training.objective import Objective, backward
+from mobileclip.training.projected import Projected
 from mobileclip.training.world import World, join
 from tests.training import towers
 
@@ -39,8 +40,10 @@ CASES = {
     "sigmoid": Case(Reinforcement(0.6, affinity="sigmoid", logit_biases=(-2.0, -4.0), **_BOTH)),
     "features": Case(Reinforcement(0.6, feature_weight=0.5, **_BOTH)),
     "feature distance alone": Case(Reinforcement(0.0, feature_weight=2.0, feature_distance="mse", **_BOTH)),
+    "bank": Case(Reinforcement(0.6, feature_weight=0.5, bank_weight=1.5, **_BOTH)),
     "uneven": Case(Reinforcement(0.6, **_BOTH), rows=7),
     "accumulated": Case(Reinforcement(0.6, feature_weight=0.5, **_BOTH), chunks=3, batch_norm=False),
+    "accumulated bank": Case(Reinforcement(0.6, bank_weight=1.5, **_BOTH), chunks=3, batch_norm=False),
     "accumulated, uneven": Case(Reinforcement(0.6, **_BOTH), rows=9, chunks=2, batch_norm=False),
 }
 
@@ -52,7 +55,8 @@ def step(case: Case, world: World) -> dict[str, torch.Tensor]:
     if case.reinforcement.feature_weight:
         trained = Projected(clip.model, clip.embed_dim, towers.TEACHERS).double()
     config = Training(batch_size=case.rows)
-    objective = clip_objective(clip, case.reinforcement, config, world, trained=trained)
+    bank = towers.bank(case.reinforcement.logit_scales) if case.reinforcement.bank_weight else None
+    objective = clip_objective(clip, case.reinforcement, config, world, trained=trained, bank=bank)
     whole = towers.batch(case.rows, synthetic=case.synthetic)
     own = {name: value[world.rows(case.rows)] for name, value in whole.items()}
     with global_batch_norm(trained, world):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mobileclip.data.preprocess import Preprocess
+from mobileclip.training.bank import Bank, join_teachers, principal_directions
 
 PREPROCESS = Preprocess(6, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 TEACHERS = {"a": 7, "b.c": 4}
@@ -56,3 +57,10 @@ def batch(rows: int, *, seed: int = 0, synthetic: bool = True):
         found[name] = torch.randint(WORDS, (rows, 4), generator=generator)
         found |= {f"teacher_{kind}.{teacher}": unit(width) for teacher, width in TEACHERS.items()}
     return found | {f"teacher_image.{teacher}": unit(width) for teacher, width in TEACHERS.items()}
+
+
+def bank(scales, *, images: int = 9, texts: int = 12, width: int = DIM):
+    """A bank of the two teachers in double precision."""
+    sides = [batch(count, seed=count) for count in (images, texts)]
+    joint = [join_teachers([side[f"teacher_image.{name}"] for name in TEACHERS], scales) for side in sides]
+    return Bank(tuple(scales), principal_directions(*joint, width).double(), *joint)
