@@ -62,6 +62,7 @@ def run_stage(
     named = _check_inputs(stage, inputs)
     chosen = _check_options(stage, options or {})
     target = str(out)
+    storage.check(target, "out")
     first = parallel.rank() == 0  # of the processes that `torchrun` started
     if first and not is_current(stage, checked, target, named):
         # Were this run to end half-way, the old record would vouch for files that are no longer its own.
@@ -125,6 +126,7 @@ def _check_inputs(stage: str, inputs: Mapping[str, str | Path]) -> dict[str, str
         if name not in given and name not in row.optional:
             raise ConfigError(f"{stage}: input '{name}' is missing, want a folder or URI.")
     for name, uri in given.items():
+        storage.check(uri, name)
         if not storage.is_s3(uri) and not Path(uri).exists():
             raise DataError(f"{stage}: input '{name}' is '{uri}', there is no such file or folder.")
     return given

@@ -15,9 +15,12 @@ from mobileclip.lineage import code
 from mobileclip.lineage import record as records
 from pipelines.defaults import Sections
 from pipelines.release import EARLIER
+from pipelines.resources import MOUNT
 
 MAX_BYTES = 10_000
 """What a Kubeflow API server takes as a run's parameters (its setting MAX_PARAMETER_BYTES)."""
+MAX_INTEGER = 2**53 - 1
+"""The largest whole number that a JSON double holds with all before it."""
 _MAX_GROUPS = 400  # the status of every loop iteration is kept in one object of limited size
 
 
@@ -57,6 +60,7 @@ def build(
         ConfigError: An input is missing, or `num_groups` is out of range.
         DataError: An input, or an earlier run's stage, is not there.
     """
+    check_numbers({**sections, "students": students or {}}, "")
     chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
     for name, uri in external.items():
         if f"{name}_digest" in _names(pipeline) and uri:
@@ -98,6 +102,11 @@ def build_remote(
     Raises:
         ConfigError: An input is missing, or the arguments are too large.
     """
+    check_numbers({**sections, "students": students or {}}, "")
+    check_shared(root, "root")
+    for name, uri in external.items():
+        if uri:
+            check_shared(uri, name)
     chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
     chosen |= {f"{name}_digest": digest for name, digest in digests.items() if digest}
     names = _names(pipeline)
@@ -116,6 +125,39 @@ def build_remote(
     return chosen
 
 
+def check_shared(uri: str, key: str) -> None:
+    """Check that all pods of a run see what is meant.
+
+    Raises:
+        ConfigError: It is neither an object store nor below the data volume.
+    """
+    storage.check(uri, key)
+    if not storage.is_s3(uri) and not f"{storage.join(uri)}/".startswith(f"{MOUNT}/"):
+        raise ConfigError(
+            f"{key}: got '{uri}', want s3://BUCKET/KEY or a folder below {MOUNT}; pods share no other one."
+        )
+
+
+def check_numbers(value: Any, key: str) -> None:
+    """Check that whole numbers arrive as they are: Kubeflow sends parameters as JSON doubles.
+
+    Args:
+        value: Any JSON value.
+        key: Its name.
+
+    Raises:
+        ConfigError: A number is beyond 2**53 - 1.
+    """
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            check_numbers(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            check_numbers(entry, f"{key}[{index}]")
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ConfigError(f"{key}: got {value}, want at most {MAX_INTEGER} either way; Kubeflow would change it.")
+
+
 def size(chosen: Mapping[str, Any]) -> int:
     """Bytes of a run's parameters as the server counts them: JSON without white space."""
     return len(json.dumps(chosen, separators=(",", ":")))
@@ -127,6 +169,8 @@ def _choose(
     students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
     given = {"root": root, "code": code.package_digest(), "groups": groups(num_groups), **external}
     given |= {"variants": dict(variants or {}), "students": students}
+    for name, uri in {"root": root, **external}.items():
+        storage.check(uri, name)
     inputs = pipeline.component_spec.inputs or {}
     for name, spec in inputs.items():
         if not spec.optional and not given.get(name):

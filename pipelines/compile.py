@@ -14,7 +14,7 @@ from kfp import compiler
 from kfp.compiler import KubernetesManifestOptions
 
 from mobileclip.errors import MobileClipError
-from pipelines import defaults
+from pipelines import arguments, defaults
 from pipelines.catalog import PIPELINES, build
 from pipelines.defaults import Sections
 from pipelines.resources import PROFILES
@@ -34,6 +34,7 @@ def compile_package(name: str, sections: Sections, path: Path, *, profile: str, 
         caching: Whether Kubeflow may serve tasks from its cache. A recurring run must not: its parameters never change,
             whatever happens to the data.
     """
+    arguments.check_numbers(sections, "")
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build(name, sections, profile), str(path))
     # The compiler's comment at the top prints defaults in an order that changes from process to process.
@@ -82,18 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--manifests", action="store_true", help="as Kubernetes objects Pipeline and PipelineVersion, for GitOps"
     )
     parser.add_argument("--namespace", default="", help="namespace in the manifests")
-    arguments = parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
     try:
-        sections = defaults.read(arguments.params)
+        sections = defaults.read(chosen.params)
     except MobileClipError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     for name in PIPELINES:
-        path = arguments.out / f"{name}.yaml"
-        if arguments.manifests:
-            compile_manifests(name, sections, path, profile=arguments.profile, namespace=arguments.namespace)
+        path = chosen.out / f"{name}.yaml"
+        if chosen.manifests:
+            compile_manifests(name, sections, path, profile=chosen.profile, namespace=chosen.namespace)
         else:
-            compile_package(name, sections, path, profile=arguments.profile)
+            compile_package(name, sections, path, profile=chosen.profile)
         print(path)
     return 0
 

@@ -52,7 +52,7 @@ def build(sections: Sections, profile: str) -> BaseComponent:
             reinforce: Section; its teachers are published or local models.
         """
         given = dict(locals())
-        with finishing(profile):
+        with finishing(profile, root, (row.stage for row in ROWS)):
             add_stages(ROWS, given, profile=profile)
 
     return reinforce_dataset

@@ -47,7 +47,7 @@ def build(sections: Sections, profile: str) -> BaseComponent:
             promote: Section.
         """
         given = dict(locals())
-        with finishing(profile):
+        with finishing(profile, root, (row.stage for row in ROWS)):
             add_stages(ROWS, given, profile=profile, earlier=reuse_stages(EARLIER, given, profile=profile))
 
     return release

@@ -13,8 +13,9 @@ PROFILES: tuple[str, ...] = get_args(Profile)
 
 SETTINGS = "mobileclip"
 """ConfigMap and Secret of this name hold addresses and credentials; `deploy/` has both as templates."""
+MOUNT = "/data"
 VOLUME = "mobileclip-data"
-"""Claim mounted at /data: raw pictures and pretrained towers, or the whole root where there is no object store."""
+"""Claim mounted at `MOUNT`: raw pictures and pretrained towers, or the whole root where there is no object store."""
 
 JOB_KIND = os.environ.get("MOBILECLIP_JOB_KIND") or "TrainJob"
 """Kubeflow Trainer's job, or `PyTorchJob` on clusters that still have the training operator; read at compile time."""
@@ -131,4 +132,4 @@ def _connect(task: dsl.PipelineTask) -> dsl.PipelineTask:
     kubernetes.use_secret_as_env(task, SETTINGS, {name: name for name in FROM_SECRET}, optional=True)
     for variable, label in _FROM_LABELS.items():
         kubernetes.use_field_path_as_env(task, variable, f"metadata.labels['{label}']")
-    return kubernetes.mount_pvc(task, pvc_name=VOLUME, mount_path="/data")
+    return kubernetes.mount_pvc(task, pvc_name=VOLUME, mount_path=MOUNT)

@@ -12,7 +12,7 @@ from kfp import local
 
 from mobileclip import stopping, storage
 from mobileclip.errors import GateRefused, MobileClipError
-from mobileclip.kubeflow import sweep
+from mobileclip.kubeflow import journal, sweep
 from mobileclip.tracking import runs as tracking
 from pipelines import arguments, catalog, defaults, runners
 from pipelines.catalog import PIPELINES
@@ -60,6 +60,7 @@ def run_local(
     given = arguments.build(pipeline, sections, root=str(root), num_groups=groups, students=variants, **external)
     # The project's image holds Python whatever it is called; here the runner uses this very interpreter.
     warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom or non-Python")
+    storage.delete_tree(storage.join(str(root), journal.FOLDER, journal.run_id()))
     with tracking.parent_run(root.name):
         runner = runners.containers(root, external.values()) if docker else runners.processes()
         local.init(runner, pipeline_root=str(root / ARTIFACTS), enable_caching=caching)

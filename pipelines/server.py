@@ -1,235 +1,95 @@
 """What is asked of a Kubeflow Pipelines API server: versions, runs, recurring runs."""
 
-import json
-import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import kfp_server_api
 import yaml
-from kfp.kubeflow_client import KubernetesBackendConfig, PipelinesClient
-from urllib3.exceptions import HTTPError
 
 from mobileclip.errors import ConfigError, MobileClipError
+from pipelines.api import Api, Json, RefusedError, ask, pages
 
 Documents = list[dict[str, Any]]
 
-_REFUSED = frozenset({401, 403})
-_PASSING = frozenset({0, 408, 429, 500, 502, 503, 504})
-_ENDED = frozenset({"succeeded", "failed", "canceled", "skipped"})
-_PATIENCE = 900
-_LONGEST = 300
-
 
 def answered(work: Callable[[], int]) -> int:
-    """Exit code of a command that asks the server: its own, 2 for bad input, 1 where the server refuses."""
+    """Exit code of a command that asks the server: its own, or that of an error, which is said in one sentence."""
     try:
         return work()
     except MobileClipError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except kfp_server_api.ApiException as error:
-        sys.stderr.write(f"error: {_sentence(error)}\n")
-        return 1
-    except HTTPError as error:
-        sys.stderr.write(f"error: host: the Kubeflow Pipelines API does not answer ({type(error).__name__}).\n")
-        return 1
 
 
-def connect(host: str, namespace: str = "") -> PipelinesClient:
-    """A client of the API server.
+def upload(api: Api, package: Path, version: str) -> Json:
+    """Upload a package as a new version; a version that is there already is not uploaded again.
 
-    `KF_PIPELINES_TOKEN` holds the bearer token where one is needed, `KF_PIPELINES_CA` a file with the certificate
-    authorities to trust, `HTTPS_PROXY` and `HTTP_PROXY` a proxy.
+    A version has two names. One that the UI or the SDK uploads with a new pipeline bears the pipeline's name and shows
+    another, so both are looked up, and both are set.
 
     Args:
-        host: Address of the API.
-        namespace: Where there are several.
-
-    Raises:
-        ConfigError: It does not answer, answers with a page for people, or wants other credentials.
-    """
-    found = {"user_token": os.environ.get("KF_PIPELINES_TOKEN"), "custom_ca": os.environ.get("KF_PIPELINES_CA")}
-    try:
-        # It asks at once whether a server is there.
-        client = PipelinesClient(KubernetesBackendConfig(base_url=host, namespace=namespace or None, **found))
-        answer = client._backend._healthz_api.healthz_service_get_healthz(_preload_content=False)  # noqa: SLF001
-        json.loads(answer.data)
-        client.list_pipelines(page_size=1)
-    except kfp_server_api.ApiException as error:
-        if error.status in _REFUSED:
-            raise ConfigError(
-                f"host: '{host}' answers {error.status}, want a valid token in KF_PIPELINES_TOKEN."
-            ) from None
-        raise ConfigError(f"host: no Kubeflow Pipelines API at '{host}': {_sentence(error)}.") from None
-    except ValueError:
-        raise ConfigError(
-            f"host: '{host}' answers with a page and not with the API's JSON, as a login page does; want the API's own "
-            "address, and its token in KF_PIPELINES_TOKEN."
-        ) from None
-    except (HTTPError, OSError, RuntimeError) as error:
-        raise ConfigError(f"host: no Kubeflow Pipelines API at '{host}' ({type(error).__name__}).") from None
-    return client
-
-
-def wait(client: PipelinesClient, run: str, *, timeout: float, poll: float, report: Callable[[str], None]) -> str:
-    """Wait for the end of a run; errors that pass (5xx, 429, cut connections) do not end the waiting.
-
-    Args:
-        client: Of the API server.
-        run: The run's id.
-        timeout: Longest wait [s]; 0 = none.
-        poll: Time between two looks [s].
-        report: Gets a line whenever the state or the number of finished tasks changes.
-
-    Returns:
-        The last state in lower case: `succeeded`, `failed`, `canceled`, `skipped`; `running` and the like where the
-        time ran out.
-
-    Raises:
-        ConfigError: The server wants other credentials.
-        MobileClipError: The server has not answered for `_PATIENCE` seconds.
-    """
-    start = heard = time.monotonic()
-    last = state = ""
-    while True:
-        try:
-            found = client.get_run(run)
-            heard, state = time.monotonic(), str(found.state or "").lower()
-            tasks = [
-                task for task in (found.run_details.task_details if found.run_details else None) or [] if task.state
-            ]
-            done = sum(str(task.state).upper() in {"SUCCEEDED", "SKIPPED", "CACHED"} for task in tasks)
-            line = f"{state or 'unknown'}, {done} of {len(tasks)} tasks done"
-            if line != last:
-                report(f"{time.monotonic() - start:.0f} s: {line}")
-                last = line
-        except kfp_server_api.ApiException as error:
-            if error.status in _REFUSED:
-                raise ConfigError(f"wait: the server answers {error.status}, the token is no longer valid.") from None
-            if error.status not in _PASSING:
-                raise
-            _still_patient(heard, error)
-        except HTTPError as error:
-            _still_patient(heard, error)
-        if state in _ENDED or (timeout and time.monotonic() - start > timeout):
-            return state
-        time.sleep(poll)
-
-
-def _still_patient(heard: float, error: Exception) -> None:
-    if time.monotonic() - heard > _PATIENCE:
-        raise MobileClipError(
-            f"wait: the server has not answered for {_PATIENCE} s ({type(error).__name__}); the run goes on without."
-        ) from None
-
-
-def upload(client: PipelinesClient, package: Path, version: str) -> Any:
-    """Upload a package as a version of its pipeline; a version that is there already is not uploaded again.
-
-    The pipeline is created first and the version uploaded to it, so that both of its names are `version`. An upload
-    that creates both at once names the version like the pipeline, and only its display name is ours: such versions,
-    of earlier uploads, are found by that.
-
-    Args:
-        client: Of the API server.
+        api: The server.
         package: The compiled package.
         version: Name of the version.
 
     Raises:
-        ConfigError: A version of that name holds another package.
+        ConfigError: Versions of that name hold other packages.
     """
     wanted = list(yaml.safe_load_all(package.read_text(encoding="utf-8")))
     name = wanted[0]["pipelineInfo"]["name"]
-    if found := _equal_version(client, name, version, wanted):
-        return found
+    pipeline = _pipeline(api, name)
+    if pipeline is None:
+        # A pipeline of its own first: uploaded together, version 1 would bear the pipeline's name.
+        body = {"name": name, "display_name": name, "namespace": api.namespace}
+        pipeline = ask(api, "POST", "/pipelines", body=body)
+    found = [row for row in _versions(api, pipeline) if version in {row.get("name"), row["display_name"]}]
+    for row in found:
+        if documents(row) == wanted:
+            return row
+    if found:
+        raise ConfigError(f"version: '{version}' of '{name}' holds another package, want a new name.")
+    query = {"pipelineid": pipeline["pipeline_id"], "name": version, "display_name": version}
     try:
-        identifier = _pipeline_id(client, name)
-        return client.kfp_client._upload_api.upload_pipeline_version(str(package), name=version, pipelineid=identifier)  # noqa: SLF001 - its own method prints
-    except kfp_server_api.ApiException as error:
-        # Somebody else's submission of the same package came between.
-        if error.status == 409 and (found := _equal_version(client, name, version, wanted)):
-            return found
+        return ask(api, "POST", "/pipelines/upload_version", query=query, file=package)
+    except RefusedError as error:
+        if error.status == 409:
+            raise ConfigError(f"version: '{version}' of '{name}' came to be meanwhile; submit again.") from None
         raise
 
 
-def _equal_version(client: PipelinesClient, name: str, version: str, wanted: Documents) -> Any | None:
-    """The newest version that is called so and holds these documents; nothing where none is called so.
-
-    Raises:
-        ConfigError: Versions are called so, and all hold something else.
-    """
-    called = [found for found in list_versions(client, name) if version in {found.display_name, found.name}]
-    for found in called:
-        if documents(found) == wanted:
-            return found
-    if called:
-        raise ConfigError(f"version: '{version}' of '{name}' holds another package, want a new name.")
-    return None
-
-
-def _pipeline_id(client: PipelinesClient, name: str) -> str:
-    """The id of a pipeline, which is created if it is new."""
-    kfp = client.kfp_client
-    identifier = kfp.get_pipeline_id(name)
-    if identifier is None:
-        described = kfp_server_api.V2beta1Pipeline(display_name=name, name=name, namespace=client_namespace(client))
-        identifier = kfp._pipelines_api.pipeline_service_create_pipeline(described).pipeline_id  # noqa: SLF001
-    return str(identifier)
-
-
-def client_namespace(client: PipelinesClient) -> str | None:
-    """The namespace that a client was made for; `None` where the server has one alone."""
-    return client._backend.namespace  # type: ignore[no-any-return]  # noqa: SLF001
-
-
-def documents(version: Any) -> Documents:
+def documents(version: Json) -> Documents:
     """The documents of an uploaded version: the pipeline, and its Kubernetes settings."""
-    held = version.pipeline_spec
+    held = version.get("pipeline_spec") or {}
     return [held["pipeline_spec"], held["platform_spec"]] if "pipeline_spec" in held else [held]
 
 
-def list_versions(client: PipelinesClient, name: str) -> list[Any]:
+def list_versions(api: Api, name: str) -> list[Json]:
     """Versions of a pipeline, the latest first; none where it was never uploaded."""
-    found, token = [], ""
-    try:
-        while True:
-            page = client.list_pipeline_versions(name, page_token=token, page_size=50)
-            found += page.pipeline_versions or []
-            token = page.next_page_token or ""
-            if not token:
-                return sorted(found, key=lambda version: version.created_at, reverse=True)
-    except ValueError:
-        return []
+    pipeline = _pipeline(api, name)
+    return _versions(api, pipeline) if pipeline else []
 
 
-def start(client: PipelinesClient, version: Any, given: Mapping[str, Any], *, experiment: str, name: str) -> Any:
+def start(api: Api, version: Json, given: Mapping[str, Any], *, experiment: str, name: str) -> Json:
     """Start a run of an uploaded version in an experiment, which is created if it is new.
 
     Args:
-        client: Of the API server.
+        api: The server.
         version: The version.
-        given: Arguments of the run.
-        experiment: Created if it is new.
-        name: What the run is about; the time is added.
+        given: Arguments.
+        experiment: Name of the experiment.
+        name: What the run does and where, such as `train s3://runs/one`; the time is added.
     """
-    client.create_experiment(experiment)
-    return client.run(
-        version, params=dict(given), name=f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}", experiment=experiment
-    )
+    body = _run(api, version, given, experiment) | {"display_name": f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"}
+    return ask(api, "POST", "/runs", body=body)
 
 
-def schedule(
-    client: PipelinesClient, version: Any, given: Mapping[str, Any], *, experiment: str, cron: str, name: str
-) -> Any:
+def schedule(api: Api, version: Json, given: Mapping[str, Any], *, experiment: str, cron: str, name: str) -> Json:
     """Run an uploaded version again and again; an earlier recurring run of that name ends where this one begins.
 
     Args:
-        client: Of the API server.
+        api: The server.
         version: The version.
         given: Arguments of every run.
         experiment: Created if it is new.
@@ -241,24 +101,48 @@ def schedule(
     """
     if len(cron.split()) != 6:
         raise ConfigError(f"cron: got '{cron}', want six fields, seconds first, such as '0 0 2 * * *'.")
-    identifier = client.create_experiment(experiment).experiment_id
-    kfp = client.kfp_client
-    listed = kfp.list_recurring_runs(experiment_id=identifier, page_size=100).recurring_runs or []
-    earlier = [run for run in listed if run.display_name == name]
-    created = kfp.create_recurring_run(
-        identifier, name, cron_expression=cron, max_concurrency=1, no_catchup=True, params=dict(given),
-        pipeline_id=version.pipeline_id, version_id=version.pipeline_version_id,
-    )  # fmt: skip
-    for run in earlier:
-        kfp.delete_recurring_run(run.recurring_run_id)
+    body = _run(api, version, given, experiment)
+    listed = pages(api, "/recurringruns", "recurringRuns", experiment_id=body["experiment_id"])
+    created = ask(api, "POST", "/recurringruns", body=body | {
+        "display_name": name, "mode": "ENABLE", "max_concurrency": 1, "no_catchup": True,
+        "trigger": {"cron_schedule": {"cron": cron}},
+    })  # fmt: skip
+    for run in listed:
+        if run["display_name"] == name:
+            ask(api, "DELETE", f"/recurringruns/{run['recurring_run_id']}")
     return created
 
 
-def _sentence(error: kfp_server_api.ApiException) -> str:
-    """What an answer with an error code says, on one line and without the server's stack."""
-    try:
-        content = json.loads(error.body or "")
-        said = str(content.get("message") or content.get("error") or "") if isinstance(content, dict) else str(content)
-    except ValueError:
-        said = str(error.reason or "")
-    return f"the server answers {error.status}: {said.strip().partition(chr(10))[0].rstrip('.')[:_LONGEST]}"
+def _run(api: Api, version: Json, given: Mapping[str, Any], experiment: str) -> Json:
+    reference = {key: version[key] for key in ("pipeline_id", "pipeline_version_id")}
+    return {
+        "experiment_id": _experiment(api, experiment)["experiment_id"],
+        "pipeline_version_reference": reference,
+        "runtime_config": {"parameters": dict(given)},
+    }
+
+
+def _experiment(api: Api, name: str) -> Json:
+    found = _named(pages(api, "/experiments", "experiments", namespace=api.namespace), name)
+    if found is not None:
+        return found
+    return ask(api, "POST", "/experiments", body={"display_name": name, "namespace": api.namespace})
+
+
+def _pipeline(api: Api, name: str) -> Json | None:
+    return _named(pages(api, "/pipelines", "pipelines", namespace=api.namespace), name)
+
+
+def _versions(api: Api, pipeline: Json) -> list[Json]:
+    path = f"/pipelines/{pipeline['pipeline_id']}/versions"
+    rows = pages(api, path, "pipeline_versions", sort_by="created_at desc")
+    return sorted(rows, key=lambda row: row["created_at"], reverse=True)
+
+
+def _named(rows: list[Json], name: str) -> Json | None:
+    """The row of that name, else the first that shows it."""
+    for key in ("name", "display_name"):
+        for row in rows:
+            if row.get(key) == name:
+                return row
+    return None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mobileclip.errors import ConfigError
-from mobileclip.kubeflow import sweep
-from pipelines import arguments, catalog, defaults, server, sizes
+from mobileclip.kubeflow import journal, sweep
+from pipelines import arguments, catalog, defaults, server, sizes, waiting
+from pipelines.api import Api, connect
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_package
 from pipelines.resources import PROFILES
@@ -18,31 +19,40 @@ from pipelines.versions import version_name
 
 logger = logging.getLogger(__name__)
 
-_EXIT = {"succeeded": 0, "failed": 1, "skipped": 1, "canceled": 4}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, compile, upload, start.
 
     Returns:
-        0 submitted (with --wait: succeeded), 1 the run failed, 2 bad input (nothing is uploaded then), 4 the run was
-        canceled, 5 it was still running at the timeout.
+        0 submitted (with --wait: succeeded), 1 the run failed or the server refuses, 2 bad input or no login (nothing
+        is uploaded then), 4 the run was canceled or taken over, 5 it still runs after --timeout, 6 the server is away.
     """
     chosen = _parser().parse_args(argv)
     return server.answered(lambda: _run(chosen))
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    if chosen.wait and chosen.cron:
+    if chosen.cron and (chosen.wait or chosen.attempts > 1):
         raise ConfigError("wait: a recurring run never ends, want --wait or --cron.")
     if chosen.attempts < 1 or (chosen.attempts > 1 and not chosen.wait):
-        raise ConfigError(f"attempts: got {chosen.attempts}, want at least 1, and --wait where it is more.")
-    restart = _submit(chosen)
-    return _wait(chosen, restart) if chosen.wait else 0
+        raise ConfigError(f"attempts: got {chosen.attempts}, want at least 1, and --wait with more than one.")
+    again = _submit(chosen)
+    for left in range(chosen.attempts - 1, -1, -1):
+        server_api, run = again()
+        if not chosen.wait:
+            return 0
+        end = waiting.wait(server_api, run, root=chosen.root, poll=chosen.poll, timeout=chosen.timeout)
+        if end.report:
+            print(journal.render(end.report))
+        print(f"run {run['run_id']}: {end.outcome}", flush=True)
+        if not end.may_pass or not left:
+            break
+        print(f"attempt {chosen.attempts - left + 1} of {chosen.attempts} resumes from what is committed", flush=True)
+    return waiting.EXIT[end.outcome]
 
 
-def _submit(chosen: argparse.Namespace) -> Callable[[], Any]:
-    """Upload and start; what starts a run of the same version with the same arguments, the first of which has begun."""
+def _submit(chosen: argparse.Namespace) -> Callable[[], tuple[Api, Any]]:
+    """Upload what is to run; what comes back starts it, as often as it is called."""
     canonical = defaults.read(chosen.defaults)
     sections = defaults.read(chosen.params)
     pipeline = catalog.build(chosen.pipeline, canonical, chosen.profile)
@@ -58,41 +68,25 @@ def _submit(chosen: argparse.Namespace) -> Callable[[], Any]:
             profile=chosen.profile, caching=not chosen.cron,
         )  # fmt: skip
         sizes.check_groups(package, chosen.groups)
-        client = server.connect(chosen.host, chosen.namespace)
+        client = connect(chosen.host, chosen.namespace)
         version = server.upload(client, package, chosen.version or version_name(package))
-    base = chosen.host.rstrip("/")
-    print(f"version {version.display_name}: {base}/#/pipelines/details/{version.pipeline_id}")
+    print(f"version {version['display_name']}: {client.host}/#/pipelines/details/{version['pipeline_id']}")
     name = chosen.name or f"{chosen.pipeline} {chosen.root}"
     if chosen.cron:
-        run = server.schedule(client, version, given, experiment=chosen.experiment, cron=chosen.cron, name=name)
-        print(f"recurring run {run.recurring_run_id}: {base}/#/recurringrun/details/{run.recurring_run_id}")
-        return lambda: run
-
-    def begin() -> Any:
-        run = server.start(client, version, given, experiment=chosen.experiment, name=name)
-        print(f"run {run.run_id}: {base}/#/runs/details/{run.run_id}")
-        return run
-
-    first = [begin()]
-    return lambda: first.pop() if first else begin()
+        return lambda: (client, _schedule(chosen, client, version, given, name))
+    return lambda: (client, _start(chosen, client, version, given, name))
 
 
-def _wait(chosen: argparse.Namespace, begin: Callable[[], Any]) -> int:
-    """Wait for a run that succeeds, at most `--attempts` of them: each resumes from what is committed."""
-    client = server.connect(chosen.host, chosen.namespace)
-    for attempt in range(1, chosen.attempts + 1):
-        run = begin()
-        state = server.wait(
-            client, run.run_id, timeout=chosen.timeout, poll=chosen.poll, report=lambda line: print(line, flush=True)
-        )
-        print(f"run {run.run_id}: {state}")
-        if state == "failed" and attempt < chosen.attempts:
-            print(f"attempt {attempt + 1} of {chosen.attempts} resumes from what is committed")
-            continue
-        if state not in _EXIT:
-            print(f"run {run.run_id} is still {state} after {chosen.timeout} s; it goes on")
-        return _EXIT.get(state, 5)
-    return 1
+def _schedule(chosen: argparse.Namespace, client: Api, version: Any, given: Any, name: str) -> Any:
+    run = server.schedule(client, version, given, experiment=chosen.experiment, cron=chosen.cron, name=name)
+    print(f"recurring run {run['recurring_run_id']}: {client.host}/#/recurringrun/details/{run['recurring_run_id']}")
+    return run
+
+
+def _start(chosen: argparse.Namespace, client: Api, version: Any, given: Any, name: str) -> Any:
+    run = server.start(client, version, given, experiment=chosen.experiment, name=name)
+    print(f"run {run['run_id']}: {client.host}/#/runs/details/{run['run_id']}", flush=True)
+    return run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,9 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--groups", type=int, default=16, help="shares of the work of caption and reinforce")
     parser.add_argument("--students", type=Path, help="sweep: YAML, NAME: what differs from the section distill")
     parser.add_argument("--cron", default="", help="run again and again: six fields, seconds first ('0 0 2 * * *')")
-    parser.add_argument("--name", default="", help="of the run; a recurring run of that name is replaced")
+    parser.add_argument(
+        "--name", default="", help="of the run (default: PIPELINE ROOT); replaces a recurring run of that name"
+    )
     parser.add_argument("--wait", action="store_true", help="wait for the end of the run")
-    parser.add_argument("--attempts", type=int, default=1, help="with --wait: runs started in turn while one fails")
+    parser.add_argument(
+        "--attempts", type=int, default=1, help="with --wait: starts of a run that fails; each goes on from the last"
+    )
     parser.add_argument("--timeout", type=float, default=0, help="longest wait [s]; 0 = none")
     parser.add_argument("--poll", type=float, default=15, help="time between two looks [s]")
     return parser

@@ -53,7 +53,7 @@ def build(sections: Sections, profile: str) -> BaseComponent:
             export: Section.
         """
         given = dict(locals())
-        with finishing(profile):
+        with finishing(profile, root, ()):
             earlier = reuse_stages(EARLIER, given, profile=profile)
             with dsl.ParallelFor(students, name="students", parallelism=_PARALLEL) as student:
                 # Each item brings its whole place: kfp 2.17 loses track of a loop's item within a longer text.

@@ -64,7 +64,7 @@ def build(sections: Sections, profile: str) -> BaseComponent:
             promote: Section.
         """
         given = dict(locals())
-        with finishing(profile):
+        with finishing(profile, root, (row.stage for row in CHAIN)):
             add_stages(CHAIN, given, profile=profile)
 
     return train

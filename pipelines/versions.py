@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mobileclip import __version__
 from mobileclip.errors import ConfigError
 from mobileclip.lineage import provenance
-from pipelines import server
+from pipelines import api, server
 from pipelines.catalog import PIPELINES
 
 _SOURCES = ("mobileclip", "components", "pipelines", "params.yaml")
@@ -53,27 +52,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(chosen: argparse.Namespace) -> int:
-    client = server.connect(chosen.host, chosen.namespace)
-    found = server.list_versions(client, f"mobileclip-{chosen.pipeline}")
+    found = server.list_versions(api.connect(chosen.host, chosen.namespace), f"mobileclip-{chosen.pipeline}")
     if chosen.compare:
         sys.stdout.writelines(compare(*(_pick(found, name) for name in chosen.compare)))
     else:
         for version in found:
-            print(f"{version.created_at:%Y-%m-%d %H:%M}  {version.display_name}")
+            print(f"{version['created_at'][:16].replace('T', ' ')}  {version['display_name']}")
     return 0
 
 
-def compare(old: Any, new: Any) -> list[str]:
+def compare(old: api.Json, new: api.Json) -> list[str]:
     """A unified diff of two uploaded versions' packages, as lines with their ends; empty where they are equal."""
     texts = [yaml.safe_dump_all(server.documents(version)).splitlines(keepends=True) for version in (old, new)]
-    return list(difflib.unified_diff(*texts, old.display_name, new.display_name, n=3))
+    return list(difflib.unified_diff(*texts, old["display_name"], new["display_name"], n=3))
 
 
-def _pick(found: Sequence[Any], name: str) -> Any:
+def _pick(found: Sequence[api.Json], name: str) -> api.Json:
     for version in found:
-        if version.display_name == name:
+        if name in {version["display_name"], version.get("name")}:
             return version
-    known = ", ".join(version.display_name for version in found) or "none"
+    known = ", ".join(version["display_name"] for version in found) or "none"
     raise ConfigError(f"compare: got '{name}', the server has {known}.")
 
 

@@ -47,9 +47,15 @@ def reuse_stages(stages: Iterable[str], given: Mapping[str, Any], *, profile: st
     return outputs
 
 
-def finishing(profile: str) -> dsl.ExitHandler:
-    """The exit handler around all tasks: it closes the MLflow run however the pipeline ends."""
-    task = resources.apply(finish().set_caching_options(False), "finish", profile)
+def finishing(profile: str, root: Any, stages: Iterable[str]) -> dsl.ExitHandler:
+    """The exit handler around all tasks: however the pipeline ends, it closes the MLflow run and tells what happened.
+
+    Args:
+        profile: Column of the resource table.
+        root: The pipeline's parameter.
+        stages: Its stages.
+    """
+    task = resources.apply(finish(root=root, stages=list(stages)).set_caching_options(False), "finish", profile)
     return dsl.ExitHandler(task, name="chain")
 
 

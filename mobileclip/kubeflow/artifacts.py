@@ -8,6 +8,7 @@ is refused. Artifacts are duck-typed (`path`, `metadata`), so nothing here impor
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,12 @@ def show_confusion(done: Done, artifact: Any) -> None:
 def show_file(done: Done, name: str, artifact: Any) -> None:
     """Copy a page of a stage's output into an HTML or Markdown artifact."""
     storage.write_bytes(artifact.path, storage.read_bytes(storage.join(done.uri, name)))
+
+
+def show_text(text: str, artifact: Any) -> None:
+    """Fill a Markdown artifact, and print it: the log of the last task is where people look first."""
+    sys.stdout.write(text)
+    storage.write_bytes(artifact.path, text.encode())
 
 
 def show_sweep(root: str, evaluations: Sequence[Any], programs: Sequence[Any], metrics: Any, report: Any) -> None:

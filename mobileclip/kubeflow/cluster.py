@@ -196,12 +196,21 @@ def run_is_cancelled(cluster: Cluster) -> bool:
     found = _workflow(cluster)
     if found is None:
         return True
-    spec, phase = found.get("spec") or {}, (found.get("status") or {}).get("phase", "")
-    return (
-        bool(spec.get("shutdown"))
-        or spec.get("activeDeadlineSeconds") == 0
-        or phase in {"Failed", "Error", "Succeeded"}
-    )
+    return _terminated(found) or (found.get("status") or {}).get("phase", "") in {"Failed", "Error", "Succeeded"}
+
+
+def is_terminated(cluster: Cluster) -> bool:
+    """Whether a person has terminated the pipeline run that this process is a part of."""
+    try:
+        found = _workflow(cluster)
+    except (HTTPError, ApiException) as error:
+        raise MobileClipError(f"cluster: the Workflow '{cluster.workflow}' cannot be read ({error}).") from None
+    return found is not None and _terminated(found)
+
+
+def _terminated(workflow: Json) -> bool:
+    spec = workflow.get("spec") or {}
+    return bool(spec.get("shutdown")) or spec.get("activeDeadlineSeconds") == 0
 
 
 def _look(cluster: Cluster, job: Job, tail: Tail) -> Json | None:

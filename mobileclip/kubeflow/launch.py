@@ -17,12 +17,10 @@ from mobileclip import stopping
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow.jobs import RUN_LABEL, Job, Kind
-from mobileclip.kubeflow.run import Run
+from mobileclip.kubeflow.run import WORKFLOW, Run
 
 logger = logging.getLogger(__name__)
 
-WORKFLOW = "MOBILECLIP_WORKFLOW"
-"""Environment variable with the name of the Argo Workflow that this pod belongs to."""
 _OWN = ("MOBILECLIP_PARENT_KEY", "KFP_RUN_ID")  # read from this pod's labels, which the nodes' pods do not bear
 
 

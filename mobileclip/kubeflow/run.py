@@ -10,6 +10,7 @@ something else is submitted for the same root, and with the root it is gone.
 import hashlib
 import json
 import logging
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,16 @@ from mobileclip import entry, storage
 from mobileclip.chain import step
 from mobileclip.config import Section, check_section
 from mobileclip.errors import ConfigError, DataError, IntegrityError, MobileClipError
+from mobileclip.kubeflow import journal
+from mobileclip.kubeflow.journal import TakenOverError, noted
 from mobileclip.lineage import code
 from mobileclip.lineage import record as records
 
 logger = logging.getLogger(__name__)
 
 GENERATION = "generation.json"
+WORKFLOW = "MOBILECLIP_WORKFLOW"
+"""Environment variable with the name of the Argo Workflow that this pod belongs to."""
 _MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "COMPLETE": "FINISHED", "SKIPPED": "FINISHED", "CANCELLED": "KILLED"}
 
 
@@ -47,7 +52,7 @@ class Run:
 
         Raises:
             ConfigError: The library is another one.
-            MobileClipError: Another run has taken the root over.
+            TakenOverError: Another run has taken the root over.
         """
         if self.code and self.code != code.package_digest():
             raise ConfigError(
@@ -56,7 +61,7 @@ class Run:
             )
         found = read_generation(self.root)
         if self.generation and found and found["id"] != self.generation:
-            raise MobileClipError(
+            raise TakenOverError(
                 f"root: '{self.root}' was taken over by a later submission ({found['id']}, this run is "
                 f"{self.generation}); give runs that go on side by side roots of their own."
             )
@@ -100,16 +105,17 @@ def run(
         ConfigError: Section or code are not what the run was submitted with.
         IntegrityError: An external input changed since the run was submitted.
     """
-    out, section, given = _resolve(stage, config, where, inputs)
-    if records.is_current(stage, section, out, given):
-        logger.info("%s: '%s' is current", stage, out)
-    else:
-        options = {"merge": True, "num_groups": merge} if merge > 1 else None
-        entry.run_stage(stage, section, out=out, options=options, **given)
-    record = json.loads(storage.read_bytes(storage.join(out, records.RECORD)))
-    _check_digests(stage, record["inputs"], digests or {})
-    metrics = json.loads(storage.read_bytes(storage.join(out, "metrics.json")))
-    return Done(stage, out, metrics)
+    with noted(where.root, stage) as said:
+        out, section, given = _resolve(stage, config, where, inputs)
+        if records.is_current(stage, section, out, given):
+            _say_current(stage, out, said)
+        else:
+            options = {"merge": True, "num_groups": merge} if merge > 1 else None
+            entry.run_stage(stage, section, out=out, options=options, **given)
+        record = json.loads(storage.read_bytes(storage.join(out, records.RECORD)))
+        _check_digests(stage, record["inputs"], digests or {})
+        metrics = json.loads(storage.read_bytes(storage.join(out, "metrics.json")))
+        return Done(stage, out, metrics)
 
 
 def is_done(stage: str, config: Mapping[str, Any], where: Run, **inputs: str) -> bool:
@@ -149,14 +155,15 @@ def run_group(stage: str, config: Mapping[str, Any], where: Run, *, group: str, 
     Returns:
         The stage's output folder.
     """
-    index, count = parse_group(group)
-    out, section, given = _resolve(stage, config, where, inputs)
-    if records.is_current(stage, section, out, given):
-        logger.info("%s: '%s' is current", stage, out)
+    with noted(where.root, stage, group) as said:
+        index, count = parse_group(group)
+        out, section, given = _resolve(stage, config, where, inputs)
+        if records.is_current(stage, section, out, given):
+            _say_current(stage, out, said)
+            return out
+        options = {"group": index, "num_groups": count} if count > 1 else None
+        entry.run_stage(stage, section, out=out, options=options, **given)
         return out
-    options = {"group": index, "num_groups": count} if count > 1 else None
-    entry.run_stage(stage, section, out=out, options=options, **given)
-    return out
 
 
 def parse_group(group: str) -> tuple[int, int]:
@@ -207,17 +214,50 @@ def read_generation(root: str) -> dict[str, str]:
         return {}
 
 
-def finish(state: str, message: str) -> None:
-    """Close the pipeline's MLflow run; runs of stages that were killed end with it.
+def finish(state: str, message: str, *, root: str = "", stages: Sequence[str] = ()) -> str:
+    """Close the pipeline's MLflow run, those of killed stages with it, and tell what each stage did.
 
     Args:
         state: Kubeflow's final state, such as `SUCCEEDED`.
         message: Its error message.
+        root: Folder or `s3://` prefix of the run, where stages left notes; empty = none.
+        stages: The pipeline's stages.
+
+    Returns:
+        The report, as Markdown.
     """
     from mobileclip.tracking import runs as tracking
 
-    killed = tracking.close_parent(status=_MLFLOW_STATUS.get(state, "FAILED"))
+    status = _MLFLOW_STATUS.get(state, "FAILED")
+    if status == "FAILED" and _is_cancelled():  # Kubeflow ends a run that a person terminates as failed
+        status = "KILLED"
+    killed = tracking.close_parent(status=status)
     logger.info("pipeline %s: %s; %d stage runs ended as killed", state.lower(), message or "no error", len(killed))
+    if not root:
+        return ""
+    outcome = {"FINISHED": "succeeded", "KILLED": "canceled"}.get(status, "failed")
+    report = journal.gather(root, journal.run_id(), stages, state=outcome, message=message)
+    journal.write_report(report)
+    return journal.render(report)
+
+
+def _is_cancelled() -> bool:
+    """Whether a person has terminated the pipeline run; False where the cluster does not say."""
+    workflow = os.environ.get(WORKFLOW, "")
+    if not workflow:
+        return False
+    try:
+        from mobileclip.kubeflow import cluster
+
+        return cluster.is_terminated(cluster.connect(workflow=workflow))
+    except (ModuleNotFoundError, MobileClipError) as error:
+        logger.info("whether the run was cancelled is not known: %s", error)
+        return False
+
+
+def _say_current(stage: str, out: str, said: list[str]) -> None:
+    logger.info("%s: '%s' is current", stage, out)
+    said.append("current")
 
 
 def _resolve(

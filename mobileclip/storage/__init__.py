@@ -10,27 +10,67 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from mobileclip.errors import DataError, IntegrityError
+from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.storage import local, s3
 from mobileclip.storage.local import digest_file
 from mobileclip.storage.s3 import bucket_key
 
 __all__ = [
-    "delete", "delete_tree", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names",
+    "check", "delete", "delete_tree", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names",
     "list_sizes", "local_copy", "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative",
     "write_bytes",
 ]  # fmt: skip
 
 
+# A path takes one slash out of `gs://`. One letter alone is a drive.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_LOCAL = re.compile(r"local-dir:/|hf-hub:/")  # names of models, which never reach a store
+
+
 def is_s3(uri: str | Path) -> bool:
-    """Whether the URI names an object store."""
-    return str(uri).startswith("s3://")
+    """Whether the URI names an object store.
+
+    Raises:
+        ConfigError: It has another scheme, which would be taken for a local folder.
+    """
+    text = str(uri)
+    if text.startswith("s3://"):
+        return True
+    check(text, "uri")
+    return False
+
+
+def check(uri: str | Path, key: str) -> None:
+    """Check that a URI is a local path or `s3://bucket/key`, before work is spent on it.
+
+    Args:
+        uri: What was given.
+        key: Its name in the sentence.
+
+    Raises:
+        ConfigError: It has another scheme, or names no bucket.
+    """
+    text = str(uri)
+    if text.startswith("s3://"):
+        if not bucket_key(text)[0]:
+            raise ConfigError(f"{key}: got '{text}', want s3://BUCKET/KEY.")
+    elif (found := _SCHEME.match(text)) and not _LOCAL.match(text):
+        scheme = found[0].rstrip(":/")
+        remedy = {
+            "file": "want the path alone",
+            "gs": "want s3:// with Google's S3 interface (AWS_ENDPOINT_URL=https://storage.googleapis.com)",
+            "minio": "want s3:// with AWS_ENDPOINT_URL",
+        }.get(scheme.lower(), "want a local path or s3://BUCKET/KEY")
+        if scheme.lower() == "s3":
+            remedy = "want s3://BUCKET/KEY in small letters, and as text: a path loses one of the slashes"
+        raise ConfigError(f"{key}: got '{text}', {remedy}.")
 
 
 def join(base: str | Path, *parts: str) -> str:

@@ -2,14 +2,18 @@
 
 import copy
 import re
+import uuid
 
 import pytest
 
 from mobileclip.errors import ConfigError
+from mobileclip.kubeflow import journal
 from mobileclip.lineage import code
 from pipelines import arguments, defaults, submit, versions
 from pipelines.catalog import build
+from pipelines.compile import compile_package
 from pipelines.resources import PROFILES
+from tests import s3
 from tests.pipelines import kfp_api
 from tests.tiny_chain import params, write_params
 
@@ -142,7 +146,7 @@ def test_wrong_sections_are_refused_before_anything_is_uploaded(call, api, tmp_p
         (["--groups", "64"], "groups: got 64, want at most 5"),
         (["--source", ""], "source: missing"),
         (["--params", "nowhere.yaml"], "params: no file"),
-        (["--host", "http://127.0.0.1:9"], "host: no Kubeflow Pipelines API at"),
+        (["--host", "http://127.0.0.1:9"], "host: no Kubeflow Pipelines API answers at"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_uploaded(call, api, capsys, changed, sentence):
@@ -185,31 +189,6 @@ def test_attempts_end_where_they_are_used_up_or_somebody_canceled(call, api, out
     api[1].outcome = outcome
     assert call("--wait", "--poll", "0.01", "--attempts", "2") == code
     assert len(api[1].runs) == (2 if outcome == "FAILED" else 1)
-
-
-def test_errors_that_pass_do_not_end_the_waiting(call, api, capsys):
-    api[1].passing = [503, 502, 429, 0]
-    assert call("--wait", "--poll", "0.01") == 0
-    assert not api[1].passing
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "sentence"), [(401, 2, "the token is no longer valid"), (400, 1, "answers 400: ")]
-)
-def test_errors_that_do_not_pass_are_one_sentence(call, api, capsys, status, code, sentence):
-    api[1].passing = [status]
-    assert call("--wait", "--poll", "0.01") == code
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert error.count("\n") == 1
-    assert "github.com" not in error
-
-
-def test_a_login_page_is_no_api(call, api, capsys):
-    api[1].page = b"<!doctype html><title>Sign in</title>"
-    assert call() == 2
-    assert "answers with a page and not with the API's JSON" in capsys.readouterr().err
-    assert not api[1].pipelines
 
 
 def test_recurring_runs_are_replaced_by_name_and_never_served_from_kubeflows_cache(call, api, capsys):
@@ -329,3 +308,86 @@ def test_wrong_students_are_refused_before_anything_is_uploaded(call, api, tmp_p
     assert call("--students", str(file), pipeline="sweep") == 2
     assert re.match(f"error: {sentence}", capsys.readouterr().err)
     assert not api[1].pipelines
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A prefix in a store of objects."""
+    s3.use(monkeypatch)
+    return f"{s3.bucket(f'submit-{uuid.uuid4().hex}')}/runs/one"
+
+
+def report(root, run, outcome, stage_outcome):
+    """Leave what the exit handler leaves."""
+    row = {
+        "stage": "prepare", "outcome": stage_outcome, "seconds": 1.0, "groups": 0, "groups_done": 0, "attempts": 1,
+        "errors": [{"group": "", "error": "source: got nothing.", "pod": "pod-1"}],
+    }  # fmt: skip
+    journal.write_report({"run": run, "root": root, "outcome": outcome, "message": "", "stages": [row]})
+
+
+def test_attempts_come_to_an_end_and_a_canceled_run_is_left_alone(call, api):
+    store = api[1]
+    store.outcome = "FAILED"
+    assert call("--wait", "--poll", "0", "--attempts", "2") == 1
+    assert len(store.runs) == 2
+    store.outcome = "CANCELED"
+    assert call("--wait", "--poll", "0", "--attempts", "3") == 4
+    assert len(store.runs) == 3
+    assert call("--attempts", "2") == 2
+
+
+@pytest.mark.parametrize(
+    ("outcome", "stage", "code", "runs"),
+    [("failed", "failed", 1, 2), ("failed", "bad input", 1, 1), ("taken over", "taken over", 4, 1)],
+)
+def test_bad_input_and_a_takeover_are_not_tried_again(
+    call, api, bucket, monkeypatch, capsys, outcome, stage, code, runs
+):
+    store = api[1]
+    store.outcome = "FAILED"
+    real = kfp_api._create_run
+
+    def create(*given):
+        run = real(*given)
+        report(bucket, run["run_id"], outcome, stage)
+        return run
+
+    monkeypatch.setattr(
+        kfp_api, "ROUTES", [(m, p, create if (m, p) == ("POST", "/runs") else a) for m, p, a in kfp_api.ROUTES]
+    )
+    assert call("--root", bucket, "--wait", "--poll", "0", "--attempts", "2") == code
+    assert len(store.runs) == runs
+    assert "**prepare**: source: got nothing." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--root", "gs://bucket/one"], "root: got 'gs://bucket/one', want s3://"),
+        (["--root", "S3://bucket/one"], "root: got 'S3://bucket/one', want s3://"),
+        (["--root", "s3:///one"], "root: got 's3:///one', want s3://BUCKET/KEY"),
+        (["--root", "runs/one"], "root: got 'runs/one', want s3://BUCKET/KEY or a folder below /data"),
+        (["--root", "/tmp/one"], "root: got '/tmp/one', want s3://"),
+        (["--root", "/data/../tmp"], "root: got '/data/../tmp', want s3://"),
+        (["--source", "minio://raw"], "source: got 'minio://raw', want s3://"),
+        (["--source", "/home/me/raw"], "source: got '/home/me/raw', want s3://"),
+        (["--towers", "https://hub/towers"], "towers: got 'https://hub/towers', want a local path or s3://"),
+    ],
+)
+def test_places_that_no_pod_shares_are_refused_before_anything_is_uploaded(call, api, capsys, options, sentence):
+    assert call(*options) == 2
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert not api[1].pipelines
+
+
+def test_whole_numbers_that_kubeflow_would_change_are_refused(call, api, tmp_path, capsys):
+    sections = defaults.read()
+    sections["distill"]["seed"] = 2**53 - 1
+    assert call("--params", str(write_params(tmp_path / "fits.yaml", sections))) == 0
+    sections["distill"]["seed"] = 2**53 + 1
+    assert call("--params", str(write_params(tmp_path / "large.yaml", sections))) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: distill.seed: got {2**53 + 1}, want at most {2**53 - 1} either way")
+    with pytest.raises(ConfigError, match=f"^distill.seed: got {2**53 + 1}"):
+        compile_package("train", sections, tmp_path / "p.yaml", profile="cpu")
