@@ -1,8 +1,10 @@
 """Commands of the chain as a whole: run it, say what a run would do, complete its params."""
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from mobileclip.config import read_params
 from mobileclip.errors import ConfigError
 from mobileclip.lineage.record import is_current
 from mobileclip.lineage.state import chain_inputs, chain_states, read_run, write_run
+from mobileclip.storage.lock import locked
 
+_LOCK = ".run.lock"
 _STAGES = click.Choice([row.stage for row in CHAIN])
 
 
@@ -63,8 +67,8 @@ def run(
 
     prepared = storage.join(root, CHAIN[0].stage)
     look("" if chosen[0] is CHAIN[0] and not current(CHAIN[0]) else _is_there(prepared))
-    write_run(root, values, source=source, towers=towers)
-    with tracking.parent_run(Path(root).name):
+    with _alone(root), tracking.parent_run(Path(root).name):
+        write_run(root, values, source=source, towers=towers)
         for row in chosen:
             # Asked again at its turn: an earlier stage that ran may have changed this one's inputs.
             if current(row):
@@ -81,6 +85,17 @@ def run(
 def _is_there(data: str) -> str:
     """A dataset's folder where it has a manifest; else empty: a root may begin with a later stage's output."""
     return data if storage.exists(storage.join(data, "manifest.json")) else ""
+
+
+@contextlib.contextmanager
+def _alone(root: str) -> Iterator[None]:
+    """Hold a local root, so that no second run of the chain writes there; wait for one that does."""
+
+    def waiting(holder: str) -> None:
+        notes().print(f"run: {holder} writes to '{root}', waiting for its end", markup=False, soft_wrap=True)
+
+    with contextlib.nullcontext() if storage.is_s3(root) else locked(Path(root, _LOCK), waiting=waiting):
+        yield
 
 
 @click.command()

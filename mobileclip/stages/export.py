@@ -1,6 +1,5 @@
 """export: write the student's towers for the phone runtimes, prove each in its runtime, publish with a contract."""
 
-import fnmatch
 import functools
 import itertools
 import json
@@ -12,7 +11,7 @@ from typing import Any
 from mobileclip import manifest, storage
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
-from mobileclip.errors import ConfigError, DataError, IntegrityError
+from mobileclip.errors import ConfigError, DataError, IntegrityError, MobileClipError
 from mobileclip.formats import contract, programs, proof
 from mobileclip.formats import contract_writer as terms
 from mobileclip.formats.bundle import archive as bundle
@@ -195,15 +194,28 @@ def _publish(out: str, folder: Path, agreed: Contract) -> None:
 
 
 def _drop_stale(out: str, folder: Path, agreed: Contract) -> None:
-    """Remove what an earlier export listed and this one does not, its bundle, and the packages to be written again."""
+    """Remove what an earlier export wrote and this one does not, and the packages to be written again.
+
+    Whatever else lies in the folder is somebody else's and stays.
+    """
     earlier = storage.join(out, contract.FILE_NAME)
     left = contract.listed(storage.read_bytes(earlier)) if storage.exists(earlier) else []
-    bundles = fnmatch.filter(storage.list_names(out), bundle.PATTERN) if left else []
+    bundles = _own_bundle(out) if left else []
     paths = [file.path for file in (*agreed.programs, *agreed.files)]
     # A package's digest is of all files in it: one more, of a run that was killed for example, would break it.
     packages = [path for path in paths if (folder / path).is_dir()]
     for path in sorted({*left, *bundles} - {*paths} | {*packages}):
         storage.delete_tree(storage.join(out, path))
+
+
+def _own_bundle(out: str) -> list[str]:
+    """Name of the bundle that the run before wrote here; none where it wrote none, or where that is not known."""
+    try:
+        config = json.loads(storage.read_bytes(storage.join(out, "config.json")))
+        agreed = Contract.model_validate_json(storage.read_bytes(storage.join(out, contract.FILE_NAME)))
+        return [bundle.file_name(agreed, version=config["bundle_version"])] if config["bundle"] != "none" else []
+    except (MobileClipError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _json(value: Any) -> bytes:

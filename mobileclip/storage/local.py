@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,9 +39,9 @@ def temporary(target: Path) -> Iterator[Path]:
     path: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        os.close(handle)
-        path = Path(name)
+        new = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # less the umask, unlike `mkstemp`
+        path = new
         yield path
     except OSError as error:
         raise StorageError(f"storage: cannot write '{target}': {_reason(error)}.") from None
@@ -69,10 +69,9 @@ def write_if_absent(path: Path, data: bytes) -> bool:
 
 
 def seal(path: Path) -> None:
-    """Flush a written file to the disk and make it readable for all."""
+    """Flush a written file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    path.chmod(0o644)
 
 
 def digest_file(path: Path) -> str:

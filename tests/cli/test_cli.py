@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from mobileclip.chain import CHAIN
 from mobileclip.cli.registry import COMMANDS, GROUPS
 from mobileclip.config import Optimizer, Teacher, Training
 from mobileclip.config.params_file import render
+from mobileclip.storage.lock import locked
 from tests import tiny_chain
 from tests.stages import shapes
 
@@ -347,6 +349,22 @@ class TestChain:
         assert (tmp_path / "runs" / "prepare" / "record.json").stat().st_mtime_ns > before
         code, _, err = _main(capsys, "run", *arguments, "--from", "filter", "--to", "prepare")
         assert (code, err.splitlines()[-1]) == (2, "error: run: --from filter comes after --to prepare.")
+
+    def test_a_second_run_in_a_root_waits_for_the_first(self, tmp_path, params, tiny_source):
+        (tmp_path / "runs").mkdir()
+        with locked(tmp_path / "runs" / ".run.lock"):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mobileclip", "run", "--params", params, "--root", tmp_path / "runs", "--source",
+                 tiny_source, "--to", "prepare"],
+                env={**os.environ, "MOBILECLIP_TRACKING": "off", "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert f"run: process {os.getpid()} on host " in process.stderr.readline()
+            assert process.poll() is None
+            assert not (tmp_path / "runs" / "prepare").exists()
+        process.communicate()
+        assert process.returncode == 0
+        assert (tmp_path / "runs" / "prepare" / "record.json").exists()
 
     def test_teachers_that_were_never_trained_are_no_input(self, capsys, tmp_path, tiny_reinforced):
         """A dataset alone is a root to distill from."""

@@ -208,6 +208,9 @@ export.run(section, out=out, tracker=LogTracker(), student=student, data=data)
 
 def test_another_process_gives_the_same_bytes_and_drops_what_is_stale(exported, data, student, tmp_path, request):
     out, _ = exported
+    theirs = out / "mobileclip-theirs-1.zip"  # what the stage did not write stays
+    theirs.write_bytes(b"a bundle that somebody keeps here")
+    request.addfinalizer(theirs.unlink)
     before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "timings.json"}
     stale, package = out / "image.float16.onnx", out / "image.float16.mlpackage"
     stale.write_bytes(b"old")

@@ -194,3 +194,14 @@ def test_digest_file(tmp_path):
     data = bytes(range(256)) * 9000  # more than one chunk
     (tmp_path / "f").write_bytes(data)
     assert storage.digest_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        storage.write_bytes(tmp_path / "written", b"a")
+        storage.put_if_absent(tmp_path / "put", b"a")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
