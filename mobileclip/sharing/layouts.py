@@ -59,7 +59,7 @@ def check_programs(agreed: Contract) -> None:
         program = agreed.program(tower, precision="float32", format=_FORMAT)  # type: ignore[arg-type]
         if isinstance(program.input.shape[0], int):
             raise DataError(f"push: '{program.path}' takes {program.input.shape[0]} rows per call, want any number.")
-    if (agreed.image.resize, agreed.image.crop) != ("squash", "none") or agreed.image.interpolation == "nearest":
+    if agreed.image.resize != "squash" or agreed.image.interpolation == "nearest":
         got = f"{agreed.image.resize} with '{agreed.image.interpolation}'"
         raise DataError(f"push: images are resized by {got}, want squash with bilinear or bicubic for these layouts.")
     if agreed.text.tokenizer != "clip-bpe":
