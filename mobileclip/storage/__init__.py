@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from mobileclip.errors import ConfigError, DataError, IntegrityError
-from mobileclip.storage import local, s3
+from mobileclip.storage import cache, local, s3
 from mobileclip.storage.local import digest_file
 from mobileclip.storage.s3 import bucket_key
 
@@ -229,18 +229,22 @@ def list_sizes(uri: str | Path) -> dict[str, int]:
 
 
 def local_copy(uri: str | Path, *, sha256: str = "") -> Path:
-    """A local path that holds these bytes: the file itself, or a cached download checked against `sha256`."""
+    """A local path that holds these bytes: the file itself, or a cached download checked against `sha256`.
+
+    A download stays in the cache at least as long as the path object that is returned.
+    """
     if not is_s3(uri):
         path = Path(uri)
         if not path.exists():
             raise DataError(f"data: no file '{uri}'.")
         return path
-    cache = Path(os.environ.get("MOBILECLIP_CACHE", Path(tempfile.gettempdir()) / "mobileclip-cache"))
-    name = sha256 or hashlib.sha256(str(uri).encode()).hexdigest()
-    path = cache / name[:2] / f"{name}-{posixpath.basename(str(uri))}"
-    if not (sha256 and path.exists()):
-        s3.download(str(uri), path, sha256=sha256)
-    return path
+
+    def size() -> int:
+        return int((s3.head(str(uri)) or {}).get("ContentLength", 0))
+
+    return cache.fetch(
+        str(uri), lambda path: s3.download(str(uri), path, sha256=sha256), size=size, sha256=sha256
+    )  # fmt: skip
 
 
 def local_dir(uri: str | Path) -> Path:
