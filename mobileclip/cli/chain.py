@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mobileclip.cli.options import FILE, json_option, notes, params_option, plac
 from mobileclip.cli.stage import exit_code
 from mobileclip.config import read_params
 from mobileclip.errors import ConfigError
+from mobileclip.lineage.leftovers import leftovers, sizes
 from mobileclip.lineage.record import is_current
 from mobileclip.lineage.state import chain_inputs, chain_states, read_run, write_run
 from mobileclip.storage.lock import locked
@@ -115,15 +117,45 @@ def status(
     else:
         values, source, towers = left
     states = chain_states(values, root, source=source, towers=towers)
+    taken = sizes(root)
     if as_json:
-        rows = [{"stage": s.stage, "state": s.kind, "why": list(s.why)} for s in states]
+        rows = [{"stage": s.stage, "state": s.kind, "why": list(s.why), "bytes": taken.get(s.stage, 0)} for s in states]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
-    table = Table("stage", "state", "why", box=None)
+    table = Table("stage", "state", "MB", "why", box=None)
     for state in states:
         why = "" if state.kind == "waits" else "\n".join(state.why)
-        table.add_row(state.stage, str(state), escape(why))
+        table.add_row(state.stage, str(state), f"{taken.get(state.stage, 0) / 1e6:,.1f}", escape(why))
     tables.show(table)
+    return 0
+
+
+@click.command()
+@click.argument("root")
+@click.option("--delete", is_flag=True, help="delete them; default: only list them")
+@json_option
+def gc(root: str, delete: bool, as_json: bool) -> int:
+    """List what finished stages below ROOT no longer need: checkpoints, column files and shards that nothing names.
+
+    Stages that are not finished keep everything, which a re-run goes on from.
+    """
+    found = leftovers(root)
+    if delete:
+        for item in found:
+            storage.delete(storage.join(root, item.path))
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(item) for item in found], indent=2) + "\n")
+        return 0
+    table = Table("file", "MB", "what it is", box=None)
+    for item in found:
+        table.add_row(escape(item.path), f"{item.bytes / 1e6:,.1f}", item.why)
+    if found:
+        tables.show(table)
+    total = sum(item.bytes for item in found) / 1e6
+    what = "deleted" if delete else "can go (--delete)" if found else "can go"
+    sys.stdout.write(
+        f"{len(found):,} files, {total:,.1f} MB {what}; the run takes {sum(sizes(root).values()) / 1e6:,.1f} MB\n"
+    )
     return 0
 
 

@@ -9,7 +9,7 @@ train_teacher:
   teachers:
     - name: teacher
       model: tiny-resnet  # from scratch; published weights make a far better teacher (--gpu)
-      training: {{steps: 200, batch_size: {batch}, optimizer: {{lr: 2.0e-3, warmup_steps: 20}}, workers: 0}}
+      training: {{steps: 100, batch_size: {batch}, optimizer: {{lr: 2.0e-3, warmup_steps: 20}}, workers: 0}}
 filter: {{keep_share: 0.95}}
 finetune_captioner: {{enabled: false}}  # a captioner from scratch writes nothing better than your captions
 caption: {{enabled: false}}
@@ -18,7 +18,7 @@ calibrate: {{batch_size: {batch}}}
 distill:  # model: tiny-mci; `mobileclip models` lists others
   synthetic: []
   distill_weight: 0.7
-  training: {{steps: 300, batch_size: {batch}, optimizer: {{lr: 2.0e-3, warmup_steps: 20}}, workers: 0}}
+  training: {{steps: 200, batch_size: {batch}, optimizer: {{lr: 2.0e-3, warmup_steps: 20}}, workers: 0}}
 """
 _GPU = """\
 filter: {{model: ViT-L-14, pretrained: datacomp_xl_s13b_b90k}}

@@ -25,7 +25,7 @@ from mobileclip.storage.s3 import bucket_key
 __all__ = [
     "check", "delete", "delete_tree", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names",
     "list_sizes", "local_copy", "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative",
-    "write_bytes",
+    "tree_sizes", "write_bytes",
 ]  # fmt: skip
 
 
@@ -225,6 +225,16 @@ def list_sizes(uri: str | Path) -> dict[str, int]:
         return {name: Path(uri, name).stat().st_size for name in list_names(uri) if Path(uri, name).is_file()}
     prefix = bucket_key(str(uri).rstrip("/") + "/")[1]
     found = s3.list_keys(str(uri), delimiter="/")
+    return {name.removeprefix(prefix): size for name, size in found if not name.endswith("/")}
+
+
+def tree_sizes(uri: str | Path) -> dict[str, int]:
+    """Bytes of every file below a folder or prefix by its name relative to it, those being written included."""
+    if not is_s3(uri):
+        root = Path(uri)
+        return {p.relative_to(root).as_posix(): p.stat().st_size for p in sorted(root.rglob("*")) if p.is_file()}
+    prefix = bucket_key(str(uri).rstrip("/") + "/")[1]
+    found = s3.list_keys(str(uri))
     return {name.removeprefix(prefix): size for name, size in found if not name.endswith("/")}
 
 

@@ -67,6 +67,9 @@ def test_list_names_and_local_dir(base):
     storage.write_bytes(storage.join(base, "b"), b"longer")
     assert storage.list_sizes(base) == {"a": 1, "b": 6}
     assert storage.list_sizes(storage.join(base, "nothing")) == {}
+    assert storage.tree_sizes(storage.join(base, "nothing")) == {}
+    assert storage.tree_sizes(base).items() >= {"a": 1, "b": 6}.items()
+    assert sorted(storage.tree_sizes(base)) == storage.list_files(base)
     storage.write_bytes(storage.join(base, "b"), b"b")
     folder = storage.local_dir(base)
     assert {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()} == {
