@@ -137,8 +137,7 @@ def export(root: Path, data: Path, student: Path) -> Path:
 def _teach_colors(clip: zoo.Clip, data: Path) -> None:
     content = manifest.read(str(data))
     samples = list(read_samples(str(data), content, "train"))
-    size, filter_ = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = torch.stack([images.resize(images.decode(s.image), size, filter_) for s in samples])
+    pixels = torch.stack([images.resize(images.decode(s.image), clip.preprocess) for s in samples])
     features = clip.encode_image(image_tensor(pixels, clip.preprocess)).double()
     colors = list(COLORS)
     target = torch.tensor([[float(s.metadata["group"] == c) for c in colors] for s in samples]).double()

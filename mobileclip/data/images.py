@@ -8,7 +8,7 @@ import io
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,11 +21,34 @@ if TYPE_CHECKING:
 # What image collections hold; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
-_INTERPOLATION = {
+INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+RESIZE_MODES = ("squash", "shortest", "longest")
+# Beyond this ratio of the sides the shorter one is scaled alone: a line of 1 x 65,000 would need gigabytes.
+_LONGEST_STRIP = 64
+
+
+class Geometry(Protocol):
+    """What says how an image is brought to size: a contract's `image`, or a checkpoint's preprocessing."""
+
+    @property
+    def size(self) -> int:
+        """Width and height [pixels]."""
+
+    @property
+    def interpolation(self) -> str:
+        """Pillow's filter."""
+
+    @property
+    def resize(self) -> str:
+        """One of `RESIZE_MODES`, as open_clip's `resize_mode`."""
+
+    @property
+    def fill(self) -> int:
+        """Gray level 0 to 255 of what `longest` adds at the edges."""
 
 
 def extensions() -> frozenset[str]:
@@ -88,19 +111,55 @@ def resampling(name: str) -> Image.Resampling:
     Raises:
         DataError: Unknown name.
     """
-    if name not in _INTERPOLATION:
-        raise DataError(f"interpolation: got '{name}', want one of {', '.join(_INTERPOLATION)}.")
-    return _INTERPOLATION[name]
+    if name not in INTERPOLATIONS:
+        raise DataError(f"interpolation: got '{name}', want one of {', '.join(INTERPOLATIONS)}.")
+    return INTERPOLATIONS[name]
 
 
-def fit(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Squash a picture to size x size, antialiased."""
-    return image.resize((size, size), resampling(interpolation))
+def fit(image: Image.Image, how: Geometry) -> Image.Image:
+    """Bring an image to how.size x how.size, antialiased; the pixels of open_clip's `image_transform_v2`.
+
+    `squash` scales both sides each on its own, `shortest` scales the shorter side and crops the center, `longest`
+    scales the longer side and fills up around it.
+
+    Args:
+        image: Upright RGB.
+        how: Size, filter, mode and fill.
+
+    Raises:
+        DataError: Unknown filter or mode.
+    """
+    size, filter_ = how.size, resampling(how.interpolation)
+    if how.resize == "squash":
+        return image.resize((size, size), filter_)
+    if how.resize == "shortest":
+        return _center(image, size, filter_)
+    if how.resize == "longest":
+        ratio = max(image.width / size, image.height / size)
+        width, height = (max(1, round(side / ratio)) for side in image.size)
+        canvas = Image.new("RGB", (size, size), (how.fill,) * 3)
+        canvas.paste(image.resize((width, height), filter_), ((size - width) // 2, (size - height) // 2))
+        return canvas
+    raise DataError(f"resize_mode: got '{how.resize}', want one of {', '.join(RESIZE_MODES)}.")
 
 
-def resize(image: Image.Image, size: int, interpolation: str = "bicubic") -> "torch.Tensor":
+def resize(image: Image.Image, how: Geometry) -> "torch.Tensor":
     """What `fit` gives, as uint8 [3, size, size]."""
-    return to_tensor(fit(image, size, interpolation))
+    return to_tensor(fit(image, how))
+
+
+def _center(image: Image.Image, size: int, filter_: Image.Resampling) -> Image.Image:
+    """The shorter side scaled to `size`, the longer one by the same factor and cut to its center."""
+    short, long = sorted(image.size)
+    scaled = int(size * long / short)
+    start = round((scaled - size) / 2)
+    tall = image.height > image.width
+    if scaled > _LONGEST_STRIP * size:  # the same pixels but for rounding, without those that are cut off
+        first, last = (place * long / scaled for place in (start, start + size))
+        box = (0, first, short, last) if tall else (first, 0, last, short)
+        return image.resize((size, size), filter_, box=box)
+    whole = image.resize((size, scaled) if tall else (scaled, size), filter_)
+    return whole.crop((0, start, size, start + size) if tall else (start, 0, start + size, size))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

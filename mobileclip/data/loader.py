@@ -215,7 +215,7 @@ class _Draw:
 def _show(image: Any, view: np.ndarray | None, preprocess: Preprocess) -> torch.Tensor:
     """uint8 [3, size, size] as a model with this preprocessing reads it."""
     if view is None:
-        return resize(image, preprocess.size, preprocess.interpolation)
+        return resize(image, preprocess)
     return apply_view(image, view, size=preprocess.size, interpolation=preprocess.interpolation)
 
 

@@ -8,22 +8,35 @@ import torch
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pixels become a model's input: resize to `size`, divide by 255, subtract `mean`, divide by `std`."""
+    """How pixels become a model's input: fit to `size`, divide by 255, subtract `mean`, divide by `std`.
+
+    Attributes:
+        size: Width and height of the input [pixels].
+        mean: Subtracted per channel from pixels in 0-1.
+        std: Divided by per channel.
+        interpolation: Pillow's filter.
+        resize: open_clip's `resize_mode`: squash, shortest (and center crop) or longest (and fill).
+        fill: Gray level 0 to 255 around an image of mode `longest`.
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+    resize: str = "squash"
+    fill: int = 0
 
     def as_open_clip(self) -> dict[str, Any]:
         """The dictionary open_clip stores as `preprocess_cfg`."""
+        filled = {"fill_color": self.fill} if self.resize == "longest" else {}
         return {
             "size": self.size,
             "mode": "RGB",
             "mean": list(self.mean),
             "std": list(self.std),
             "interpolation": self.interpolation,
-            "resize_mode": "squash",
+            "resize_mode": self.resize,
+            **filled,
         }
 
 

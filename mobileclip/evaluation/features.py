@@ -1,7 +1,7 @@
 """The evaluation split as models see it: embeddings of its pictures and texts, one decode for all models."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -76,8 +76,8 @@ def embed_split(
         metadata += [sample.metadata for sample in batch]
         pictures = [decode(sample.image) for sample in batch]
         for name, clip in models.items():
-            pre = clip.preprocess
-            resized = [resize(picture, size or pre.size, pre.interpolation) for picture in pictures]
+            preprocess = replace(clip.preprocess, size=size or clip.preprocess.size)
+            resized = [resize(picture, preprocess) for picture in pictures]
             if change:
                 resized = [_changed(pixels, change, sample.uid) for pixels, sample in zip(resized, batch, strict=True)]
             parts[name].append(_embed(name, clip, torch.stack(resized), batch_size, size))

@@ -47,10 +47,14 @@ class ImageContract(Record):
     """The picture is turned upright as its EXIF tag says, before all else."""
     transparency: Literal["white"] = "white"
     """Transparent pixels are laid on that color."""
-    resize: Literal["squash"] = "squash"
-    """Width and height are scaled each on its own; the aspect ratio is not kept."""
-    crop: Literal["none"] = "none"
-    """Nothing is cut off."""
+    resize: Literal["squash", "shortest", "longest"] = "squash"
+    """`squash` scales width and height each on its own; `shortest` and `longest` keep the aspect ratio and scale that
+    side to `size`, the other one to a whole number of pixels: cut off for `shortest`, half to even for `longest`."""
+    crop: Literal["none", "center"] = "none"
+    """`center` with `shortest` alone: of the longer side `size` pixels are kept, from round((length - size) / 2) on,
+    half to even."""
+    fill: Annotated[int, Field(ge=0, le=255)] = 0
+    """Gray level around an image of `longest`, which lies at (size - length) // 2."""
     interpolation: Literal["bilinear", "bicubic", "nearest"]
     """Pillow's filter of that name: triangle, Keys' cubic with a = -0.5, or none."""
     antialias: bool = True
@@ -61,6 +65,13 @@ class ImageContract(Record):
     """Divided by per channel, **inside** the program."""
     normalization_in_program: bool = True
     """A client that also normalizes gets wrong embeddings."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        wanted = "center" if self.resize == "shortest" else "none"
+        if self.crop != wanted:
+            raise ValueError(f"resize '{self.resize}' goes with crop '{wanted}', got '{self.crop}'")
+        return self
 
 
 class TextContract(Record):

@@ -83,6 +83,8 @@ def _image(clip: Clip) -> ImageContract:
     preprocess = clip.preprocess
     return ImageContract(
         size=preprocess.size, interpolation=preprocess.interpolation,  # type: ignore[arg-type]
+        resize=preprocess.resize,  # type: ignore[arg-type]
+        crop="center" if preprocess.resize == "shortest" else "none", fill=preprocess.fill,
         mean=list(preprocess.mean), std=list(preprocess.std),
     )  # fmt: skip
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mobileclip.data import images
+from mobileclip.data.images import Geometry
 from mobileclip.errors import DataError
 
 ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
@@ -23,18 +23,6 @@ MAX_PIXELS = 89_478_485
 """Pillow's own bound; larger images are refused before their pixels are decoded."""
 _THREADS = 4
 _WANTED = "want a path, encoded bytes, a Pillow image or an array uint8 [height, width, 3]"
-
-
-class Geometry(Protocol):
-    """What says how an image is brought to size: a contract's `image`, or a checkpoint's preprocessing."""
-
-    @property
-    def size(self) -> int:
-        """Width and height [pixels]."""
-
-    @property
-    def interpolation(self) -> str:
-        """Pillow's filter."""
 
 
 def open_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -74,7 +62,7 @@ def to_pixels(image: ImageLike, geometry: Geometry, *, max_pixels: int = MAX_PIX
     Raises:
         DataError: See `open_image`.
     """
-    fitted = images.fit(open_image(image, max_pixels=max_pixels), geometry.size, geometry.interpolation)
+    fitted = images.fit(open_image(image, max_pixels=max_pixels), geometry)
     return np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1))
 
 

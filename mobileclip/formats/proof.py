@@ -84,9 +84,8 @@ def refer(
         raise DataError(f"export.zero_shot_field: got '{class_field}', the samples have the fields {known}.")
     classes = classes if len(classes) > 1 else []
     prompts = [template.replace("{}", name) for name in classes]
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    squashed = [images.resize(images.decode(sample.image), size, interpolation) for sample in samples]
-    pixels = torch.stack(squashed).float() / 255
+    fitted = [images.resize(images.decode(sample.image), clip.preprocess) for sample in samples]
+    pixels = torch.stack(fitted).float() / 255
     captions = [sample.captions[0] for sample in samples]
     tokens = clip.tokenizer(captions)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (clip.preprocess.mean, clip.preprocess.std))

@@ -67,7 +67,8 @@ def default_preprocess(model: str, config: dict[str, Any]) -> Preprocess:
     """Preprocessing of a fresh model.
 
     MobileCLIP's models have that of their published weights, the project's own take plain 0-1 pixels, custom students
-    what timm says of their image tower, all others OpenAI's statistics.
+    what timm says of their image tower, all others OpenAI's statistics. Only MobileCLIP's crop, as they were published;
+    all others squash.
     """
     size = config["vision_cfg"]["image_size"]
     size = int(size if isinstance(size, int) else size[0])
@@ -75,7 +76,7 @@ def default_preprocess(model: str, config: dict[str, Any]) -> Preprocess:
         return Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     if model in VARIANTS:
         mean, std = VARIANTS[model].statistics
-        return Preprocess(size, mean, std, VARIANTS[model].interpolation)
+        return Preprocess(size, mean, std, VARIANTS[model].interpolation, VARIANTS[model].resize)
     if model in own_names():
         return Preprocess(size, *PLAIN, "bilinear")
     if model.startswith("timm:"):

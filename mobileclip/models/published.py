@@ -18,6 +18,8 @@ Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 PLAIN: Statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 OPENAI: Statistics = (tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD))
 APPLE_LICENSE = "apple-amlr"
+OPEN_CLIP_RESIZE = "shortest"
+"""What open_clip does with weights whose configuration names no `resize_mode`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Variant:
         hub: Hub repository with the weights in Apple's own layout, `mobileclip_s0.pt`.
         statistics: Mean and standard deviation of the pixels.
         interpolation: Of the resizing.
+        resize: open_clip's `resize_mode`: all of them saw the shorter side scaled and the center cropped.
         stated: Whether the publisher says which normalization the weights want.
     """
 
@@ -38,6 +41,7 @@ class Variant:
     hub: str
     statistics: Statistics = PLAIN
     interpolation: str = "bilinear"
+    resize: str = "shortest"
     stated: bool = True
 
 
@@ -113,23 +117,24 @@ def variant_of_hub(repository: str) -> str:
     return name if name in VARIANTS else ""
 
 
-def statistics_of_file(model: str) -> tuple[Statistics, str] | None:
-    """Normalization and interpolation of a local file with weights of architecture `model`; None where unknown.
+def statistics_of_file(model: str) -> tuple[Statistics, str, str] | None:
+    """Normalization, interpolation and resize mode of a local file with weights of `model`; None where unknown.
 
     A published variant has its own; of another architecture it is known only when all its published weights agree.
     """
     if model in VARIANTS:
         variant = VARIANTS[model]
-        return (variant.statistics, variant.interpolation) if variant.stated else None
+        return (variant.statistics, variant.interpolation, variant.resize) if variant.stated else None
     found = set()
     for tag in open_clip.list_pretrained_tags_by_model(model):
         config = open_clip.get_pretrained_cfg(model, tag)
         mean, std = config.get("mean") or OPENAI[0], config.get("std") or OPENAI[1]
-        found.add((tuple(mean), tuple(std), config.get("interpolation") or "bicubic"))
+        resize = config.get("resize_mode") or OPEN_CLIP_RESIZE
+        found.add((tuple(mean), tuple(std), config.get("interpolation") or "bicubic", resize))
     if len(found) != 1:
         return None
-    mean, std, interpolation = found.pop()
-    return (mean, std), interpolation
+    mean, std, interpolation, resize = found.pop()
+    return (mean, std), interpolation, resize
 
 
 def quick_gelu_of_file(model: str) -> bool | None:
@@ -147,8 +152,8 @@ def quick_gelu_of_file(model: str) -> bool | None:
     return found.pop() if len(found) == 1 else None
 
 
-def known_of_file(model: str, file: str) -> tuple[Statistics, str, bool]:
-    """Normalization, interpolation and QuickGELU of a local file with weights of architecture `model`.
+def known_of_file(model: str, file: str) -> tuple[Statistics, str, str, bool]:
+    """Normalization, interpolation, resize mode and QuickGELU of a local file with weights of architecture `model`.
 
     Args:
         model: Architecture.

@@ -9,6 +9,7 @@ standard deviation without a word, which is wrong for most MobileCLIP models.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from open_clip.factory import get_model_config
 from safetensors.torch import save as save_safetensors
 
 from mobileclip import storage
+from mobileclip.data import images
 from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.models import hub
@@ -28,6 +30,7 @@ from mobileclip.models.checkpoints import DAMAGE, SUFFIXES, first_line, fit, rea
 from mobileclip.models.clip import Clip
 from mobileclip.models.published import (
     APPLE_LICENSE,
+    OPEN_CLIP_RESIZE,
     VARIANTS,
     known_of_file,
     license_of,
@@ -242,31 +245,56 @@ def _checked(raw: Any, file: str) -> dict[str, Any]:
 
 
 def _stated_preprocess(raw: dict[str, Any], file: str) -> Preprocess:
-    """What a configuration says of the pixels; what it leaves out is refused, not guessed."""
+    """What a configuration says of the pixels; what it leaves out is refused, not guessed.
+
+    But for the resize mode, which this project has always written and open_clip takes as `shortest` where it is left
+    out: the same folder gives the same pixels in both.
+    """
     if "preprocess_cfg" not in raw:
         raise DataError(f"model: '{file}' names no preprocess_cfg; its normalization would be a guess.")
     try:
         pre, model = raw["preprocess_cfg"], raw["model_cfg"]
         size = pre.get("size") or model["vision_cfg"]["image_size"]
         size = size if isinstance(size, int) else size[0]
-        found = Preprocess(int(size), tuple(pre["mean"]), tuple(pre["std"]), pre["interpolation"])
+        found = _preprocess(int(size), pre, file)
         model["text_cfg"]  # asked for later
     except KeyError as error:
         raise DataError(f"model: '{file}' lacks {error}.") from None
     return found
 
 
+def _preprocess(size: int, said: Mapping[str, Any], name: str) -> Preprocess:
+    """open_clip's `preprocess_cfg` at an input size.
+
+    Raises:
+        DataError: It asks for what open_clip does not know either.
+    """
+    mean, std = tuple(said["mean"]), tuple(said["std"])
+    # Of open_clip's "random" only training makes use; its evaluation is bicubic.
+    interpolation = {"random": "bicubic"}.get(said["interpolation"], said["interpolation"])
+    resize, fill = said.get("resize_mode") or OPEN_CLIP_RESIZE, said.get("fill_color") or 0
+    for key, got, known in (
+        ("interpolation", interpolation, images.INTERPOLATIONS),
+        ("resize_mode", resize, images.RESIZE_MODES),
+    ):
+        if got not in known:
+            raise DataError(f"model: '{name}': preprocess_cfg.{key}: got {got!r}, want one of {', '.join(known)}.")
+    if not isinstance(fill, int) or not 0 <= fill <= 255:
+        raise DataError(f"model: '{name}': preprocess_cfg.fill_color: got {fill!r}, want an integer from 0 to 255.")
+    return Preprocess(size, mean, std, interpolation, resize, fill)
+
+
 def _load_file(model: str, path: Path, *, license_: str) -> Clip:
     """A lone weights file of a known architecture."""
     config = architecture(model)
-    statistics, interpolation, quick_gelu = known_of_file(model, path.name)
+    statistics, interpolation, resize, quick_gelu = known_of_file(model, path.name)
     if quick_gelu != config.get("quick_gelu", False):
         config["quick_gelu"] = quick_gelu
     read(path)  # a damaged file costs no building
     built = build(config)
     fit(built, path, name=f"'{model}'")
     size = default_preprocess(model, config).size
-    preprocess = Preprocess(size, *statistics, interpolation)
+    preprocess = Preprocess(size, *statistics, interpolation, resize)
     digest = storage.digest_file(path)
     return Clip(built, preprocess, build_tokenizer(config), config, model, digest, license_)
 
@@ -295,7 +323,7 @@ def _load_hub(repository: str) -> Clip:
     if known is None:
         clip.preprocess = _stated_preprocess(raw, f"hf-hub:{repository}/{CONFIG_FILE}")
     else:
-        clip.preprocess = Preprocess(clip.preprocess.size, *known[0], known[1])
+        clip.preprocess = Preprocess(clip.preprocess.size, *known[0], *known[1:])
     return clip
 
 
@@ -312,7 +340,7 @@ def _load_published(model: str, pretrained: str, name: str, license_: str) -> Cl
         raise DataError(f"model: the weights of '{name}' cannot be loaded: {first_line(error)}.") from None
     pre = open_clip.get_model_preprocess_cfg(built)
     size = pre["size"] if isinstance(pre["size"], int) else pre["size"][0]
-    preprocess = Preprocess(int(size), tuple(pre["mean"]), tuple(pre["std"]), pre["interpolation"])
+    preprocess = _preprocess(int(size), pre, name)
     digest = hashlib.sha256()
     for key, value in sorted(built.state_dict().items()):
         digest.update(key.encode() + value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -107,8 +107,7 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
 def _prove(mlflow: Any, target: Path, *, student: Path, example: bytes) -> None:
     """Load the packed model as a user would, and compare it with the checkpoint."""
     clip = zoo.load(f"local-dir:{student}")
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = images.resize(images.decode(example), size, interpolation)[None]
+    pixels = images.resize(images.decode(example), clip.preprocess)[None]
     wanted = torch.cat([clip.encode_image(image_tensor(pixels, clip.preprocess)), clip.encode_text([_TEXT])])
     path = list(sys.path)
     try:

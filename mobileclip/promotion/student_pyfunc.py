@@ -32,6 +32,8 @@ from PIL import Image, ImageOps
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _BATCH = 64
+# Beyond this ratio of the sides the part that is cropped away is not scaled at all: it would need gigabytes.
+_LONGEST_STRIP = 64
 # What a checkpoint may say to its tokenizer; other words would reach transformers, which runs code where it is told to.
 _TOKENIZER = ("clean", "strip_sep_token", "language")
 
@@ -110,9 +112,29 @@ class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def _pixels(self, image: Any) -> torch.Tensor:
         size = self.preprocess["size"]
-        width, height = (size, size) if isinstance(size, int) else (size[1], size[0])
-        resized = _picture(image).resize((width, height), _FILTERS[self.preprocess["interpolation"]])
-        return torch.from_numpy(np.array(resized, dtype=np.uint8)).permute(2, 0, 1)
+        fitted = _fit(_picture(image), size if isinstance(size, int) else size[0], self.preprocess)
+        return torch.from_numpy(np.array(fitted, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def _fit(image: Image.Image, size: int, how: Mapping[str, Any]) -> Image.Image:
+    """An image at the input size, as `resize_mode` says: `mobileclip.data.images.fit`, which a server does not have."""
+    filter_, mode = _FILTERS[how["interpolation"]], how.get("resize_mode", "shortest")
+    if mode == "squash":
+        return image.resize((size, size), filter_)
+    if mode == "longest":
+        ratio = max(image.width / size, image.height / size)
+        width, height = (max(1, round(side / ratio)) for side in image.size)
+        canvas = Image.new("RGB", (size, size), (how.get("fill_color", 0),) * 3)
+        canvas.paste(image.resize((width, height), filter_), ((size - width) // 2, (size - height) // 2))
+        return canvas
+    short, long = sorted(image.size)
+    scaled, tall = int(size * long / short), image.height > image.width
+    start = round((scaled - size) / 2)
+    if scaled > _LONGEST_STRIP * size:
+        first, last = (place * long / scaled for place in (start, start + size))
+        return image.resize((size, size), filter_, box=(0, first, short, last) if tall else (first, 0, last, short))
+    whole = image.resize((size, scaled) if tall else (scaled, size), filter_)
+    return whole.crop((0, start, size, start + size) if tall else (start, 0, start + size, size))
 
 
 def _picture(value: Any) -> Image.Image:

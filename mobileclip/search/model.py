@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileclip import storage
+from mobileclip.data.images import Geometry
 from mobileclip.errors import ConfigError
 from mobileclip.formats import contract, load
 from mobileclip.formats.bundle.archive import SUFFIX
-from mobileclip.formats.image_input import Geometry
 from mobileclip.formats.runtime import Programs
 
 Floats = NDArray[np.float32]

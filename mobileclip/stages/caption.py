@@ -154,7 +154,7 @@ def _batches(
 
     def load(part: range) -> torch.Tensor:
         images = (decode(reader.sample(index).image) for index in part)
-        return torch.stack([resize(image, preprocess.size, preprocess.interpolation) for image in images])
+        return torch.stack([resize(image, preprocess) for image in images])
 
     count = min(limit or len(reader), len(reader))
     parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

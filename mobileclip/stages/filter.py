@@ -81,8 +81,7 @@ def run(config: Filter, *, out: str, tracker: Tracker, data: str, teachers: str 
 def _score(clip: zoo.Clip, data: str, shard: Shard, config: Filter) -> Tensors:
     reader = ShardReader(data, shard)
     samples = [reader.sample(index) for index in range(len(reader))]
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = torch.stack([resize(decode(sample.image), size, interpolation) for sample in samples])
+    pixels = torch.stack([resize(decode(sample.image), clip.preprocess) for sample in samples])
     image = embed_pixels(clip, pixels, batch_size=config.batch_size)
     text = embed_texts(clip, [sample.captions[0] for sample in samples], batch_size=config.batch_size)
     return {"score": (image * text).sum(dim=1)}

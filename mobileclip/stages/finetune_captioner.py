@@ -223,8 +223,7 @@ def _score(clip: zoo.Clip, samples: list[Sample], config: FinetuneCaptioner) -> 
     length = context_length(clip)
     greedy = Sampling("greedy", min_tokens=1, max_tokens=length)
     drawn = Sampling("top_p", min_tokens=1, max_tokens=length)
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = torch.stack([resize(decode(sample.image), size, interpolation) for sample in samples])
+    pixels = torch.stack([resize(decode(sample.image), clip.preprocess) for sample in samples])
     uids = [sample.uid for sample in samples]
     captions: list[str] = []
     for start in progress_bar(range(0, len(samples), _BATCH), desc="held-out captions", unit="batch"):

@@ -150,5 +150,5 @@ def _verdict_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
 def _example() -> bytes:
     """A small picture for the model's input example; any will do."""
     buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(buffer, "PNG")
+    Image.linear_gradient("L").resize((80, 57)).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()

@@ -41,7 +41,7 @@ def look(
     found = []
     for start in progress_bar(range(0, len(samples), _BATCH), desc="image trunk", quiet=quiet):
         pictures = (decode(sample.image) for sample in samples[start : start + _BATCH])
-        pixels = [resize(picture, preprocess.size, preprocess.interpolation) for picture in pictures]
+        pixels = [resize(picture, preprocess) for picture in pictures]
         found.append(see(image_tensor(torch.stack(pixels), preprocess)))
     return torch.cat(found)
 

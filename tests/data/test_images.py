@@ -1,6 +1,7 @@
 """Decoding: every odd picture becomes upright RGB or one sentence."""
 
 import io
+import resource
 import struct
 import time
 import zlib
@@ -10,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
-from mobileclip.data.images import decode, resize, to_image, to_tensor
+from mobileclip.data.images import decode, fit, resize, to_image, to_tensor
+from mobileclip.data.preprocess import Preprocess
 from mobileclip.errors import DataError
+from tests.photographs import photographs
 
 
 def _encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -36,6 +40,10 @@ def _png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = zlib.compress(b"\0" * 64)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def _how(size: int, interpolation: str, mode: str = "squash", fill: int = 0) -> Preprocess:
+    return Preprocess(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation, mode, fill)
 
 
 def test_png_keeps_every_pixel():
@@ -79,7 +87,11 @@ def test_damaged_bytes_give_a_picture_or_a_sentence_and_nothing_else(kind, edits
 
 def test_one_pixel():
     assert decode(_encode(Image.new("RGB", (1, 1), (1, 2, 3)))).getpixel((0, 0)) == (1, 2, 3)
-    assert resize(decode(_encode(Image.new("RGB", (1, 1), (1, 2, 3)))), 4).unique().tolist() == [1, 2, 3]
+    assert resize(decode(_encode(Image.new("RGB", (1, 1), (1, 2, 3)))), _how(4, "bicubic")).unique().tolist() == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_cmyk_jpeg():
@@ -158,8 +170,50 @@ def test_tensors_and_pictures_are_the_same_pixels():
     assert tensor.shape == (3, 14, 20)
     assert tensor.dtype == torch.uint8
     assert to_image(tensor).tobytes() == _gradient().tobytes()
-    squashed = resize(_gradient(), 8, "bilinear")
+    squashed = resize(_gradient(), _how(8, "bilinear"))
     assert squashed.shape == (3, 8, 8)
     assert to_image(squashed).tobytes() == _gradient().resize((8, 8), Image.Resampling.BILINEAR).tobytes()
     with pytest.raises(DataError, match=r"^interpolation: got 'lanczos', want one of bicubic, bilinear, nearest"):
-        resize(_gradient(), 8, "lanczos")
+        resize(_gradient(), _how(8, "lanczos"))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("mode", ["squash", "shortest", "longest"])
+@pytest.mark.parametrize(("size", "fill"), [(224, 0), (63, 117)])
+def test_photographs_are_brought_to_size_as_open_clip_does(mode, interpolation, size, fill):
+    theirs = image_transform_v2(
+        PreprocessCfg(
+            size=size, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation=interpolation, resize_mode=mode, fill_color=fill
+        ),
+        is_train=False,
+    )
+    for image in photographs():
+        mine = resize(image, _how(size, interpolation, mode, fill))
+        assert torch.equal((theirs(image) * 255).round().to(torch.uint8), mine), image.size
+
+
+def test_unknown_resize_modes_are_refused():
+    with pytest.raises(DataError, match=r"^resize_mode: got 'stretch', want one of squash, shortest, longest\.$"):
+        fit(_gradient(), _how(8, "bilinear", "stretch"))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_center_of_a_line_needs_no_more_memory_than_the_center(turned):
+    line = np.zeros((3, 200_000, 3), np.uint8)
+    line[:, 99_000:101_000] = np.random.default_rng(0).integers(0, 256, (3, 2000, 3))
+    wanted = Image.fromarray(line[:, 99_900:100_100]).resize((200 * 64 // 3, 64), Image.Resampling.BILINEAR)
+    start = (wanted.width - 64) // 2
+    wanted = np.asarray(wanted.crop((start, 0, start + 64, 64)), np.int16)
+    image = Image.fromarray(line.transpose(1, 0, 2) if turned else line)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    got = np.asarray(fit(image, _how(64, "bilinear", "shortest")), np.int16)
+    got = got.transpose(1, 0, 2) if turned else got
+    assert np.abs(got - wanted).mean() < 2.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+@pytest.mark.parametrize("shape", [(1, 500), (500, 1)])
+def test_a_line_of_mode_longest_keeps_one_pixel(shape):
+    got = np.asarray(fit(Image.new("RGB", shape, (255, 0, 0)), _how(64, "bilinear", "longest", 7)))
+    assert (got == (255, 0, 0)).all(axis=2).sum() == 64
+    assert (got == 7).all(axis=2).sum() == 64 * 63

@@ -122,7 +122,7 @@ def test_whole_pictures_and_fresh_views(tiny_reinforced, content, recipe):
     whole = PairDataset(tiny_reinforced, content, replace(plain, views="whole"))
     assert set(whole[0, 3]) == {"image", "text"}
     sample = ShardReader(tiny_reinforced, content.split("train")[0]).sample(3)
-    assert torch.equal(whole[0, 3]["image"], resize(decode(sample.image), 32, "bilinear"))
+    assert torch.equal(whole[0, 3]["image"], resize(decode(sample.image), plain.preprocess))
     fresh = PairDataset(tiny_reinforced, content, replace(plain, views=Views(num_views=5)))
     assert not torch.equal(fresh[0, 3]["image"], fresh[1, 3]["image"])
     assert torch.equal(fresh[1, 3]["image"], fresh[1, 3]["image"])

@@ -1,6 +1,7 @@
 """What the section may ask for beside retrieval and prompts, on a small real run and by other definitions."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def embed(clip, samples, *, change=None, size=0):
     found = []
     for sample in samples:
         picture = images.decode(sample.image)
-        pixels = images.resize(picture, size or clip.preprocess.size, clip.preprocess.interpolation)
+        pixels = images.resize(picture, replace(clip.preprocess, size=size or clip.preprocess.size))
         if change:
             pixels = torch.from_numpy(change(pixels.permute(1, 2, 0).numpy(), sample.uid)).permute(2, 0, 1)
         found.append(clip.encode_image(image_tensor(pixels[None], clip.preprocess))[0].numpy())

@@ -108,6 +108,26 @@ def test_normalization_of_published_models_differs():
     assert means["MobileCLIP2-S3"] == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("mode", "crop", "fill"), [("squash", "none", 0), ("shortest", "center", 0), ("longest", "none", 90)]
+)
+def test_says_how_the_student_is_shown_an_image(mode, crop, fill):
+    config = zoo.architecture("tiny-mci")
+    preprocess = dataclasses.replace(zoo.default_preprocess("tiny-mci", config), resize=mode, fill=fill)
+    image = terms._image(zoo.Clip(None, preprocess, None, config, "tiny-mci", "", ""))
+    assert (image.resize, image.crop, image.fill) == (mode, crop, fill)
+
+
+def test_contracts_of_before_squash_and_a_crop_must_fit_the_resize(agreed):
+    raw = json.loads(agreed.to_bytes())
+    del raw["image"]["fill"], raw["image"]["resize"], raw["image"]["crop"]
+    image = contract.parse(json.dumps(raw).encode()).image
+    assert (image.resize, image.crop, image.fill) == ("squash", "none", 0)
+    raw["image"]["resize"] = "shortest"
+    with pytest.raises(IntegrityError, match="image: resize 'shortest' goes with crop 'center', got 'none'"):
+        contract.parse(json.dumps(raw).encode())
+
+
 def test_digests_are_the_files(agreed, folder):
     for program in agreed.programs:
         path = contract.check(folder, program)

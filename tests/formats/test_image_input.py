@@ -66,7 +66,7 @@ def wanted(files):
     """The student in PyTorch, fed as every stage feeds it."""
     clip = exported().clip
     how = clip.preprocess
-    pixels = torch.stack([images.resize(images.decode(f.read_bytes()), how.size, how.interpolation) for f in files])
+    pixels = torch.stack([images.resize(images.decode(f.read_bytes()), how) for f in files])
     with torch.no_grad():
         return clip.encode_image(image_tensor(pixels, how)).numpy(), clip.encode_text(TEXTS).numpy()
 

@@ -51,7 +51,7 @@ def test_equal_embeddings(names, how, tmp_path):
     got = np.load(tmp_path / "got.npz")
     for number, clip in enumerate(clips):
         how_ = clip.preprocess
-        pixels = images.resize(images.decode((tmp_path / "a.png").read_bytes()), how_.size, how_.interpolation)[None]
+        pixels = images.resize(images.decode((tmp_path / "a.png").read_bytes()), how_)[None]
         with torch.no_grad():
             image, text = clip.encode_image(image_tensor(pixels, how_)), clip.encode_text(TEXTS)
         np.testing.assert_allclose(got[f"image{number}"], image.numpy(), atol=1e-5, err_msg=clip.name)

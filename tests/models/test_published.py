@@ -8,14 +8,17 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub.utils import reset_sessions
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from mobileclip.data.preprocess import Preprocess
+from mobileclip.data.images import resize
+from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.lineage.licenses import Terms, classify
 from mobileclip.models import listing, zoo
 from mobileclip.models.published import OPENAI, PLAIN, VARIANTS, license_of, statistics_of_file
+from tests.photographs import photographs
 
 # Millions of parameters of image tower and text tower, as published (MobileCLIP2-S0's text tower as it really is: its
 # README prints that of MobileCLIP-S0).
@@ -99,10 +102,11 @@ class TestKnowledge:
             if config and variant.stated:
                 assert (tuple(config["mean"]), tuple(config["std"])) == variant.statistics, name
                 assert config["interpolation"] == variant.interpolation, name
+                assert config["resize_mode"] == variant.resize, name
 
     def test_normalization_of_other_architectures_is_known_only_where_all_weights_agree(self):
-        assert statistics_of_file("coca_ViT-L-14") == (OPENAI, "bicubic")
-        assert statistics_of_file("MobileCLIP-S0") == (PLAIN, "bilinear")
+        assert statistics_of_file("coca_ViT-L-14") == (OPENAI, "bicubic", "shortest")
+        assert statistics_of_file("MobileCLIP-S0") == (PLAIN, "bilinear", "shortest")
         for unknown in ("ViT-L-14", "MobileCLIP-S3", "tiny-mci", "ViT-B-99"):  # ViT-L-14: LAION-400M's differ
             assert statistics_of_file(unknown) is None
 
@@ -146,6 +150,45 @@ class TestFile:
         assert len(found.sha256) == 64
         for name, value in clip.model.state_dict().items():
             assert torch.equal(found.model.state_dict()[name], value), name
+
+    def test_photographs_reach_published_weights_as_in_open_clip(self, second):
+        found = zoo.load("MobileCLIP2-S0", pretrained=str(second[1]))
+        published = open_clip.get_pretrained_cfg("MobileCLIP2-S0", "dfndr2b")
+        said = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+        theirs = image_transform_v2(PreprocessCfg(size=256, **said), is_train=False)
+        for image in photographs():
+            mine = image_tensor(resize(image, found.preprocess)[None], found.preprocess)[0]
+            assert torch.equal(mine, theirs(image)), image.size
+
+    @pytest.mark.parametrize(
+        ("said", "wanted"), [({}, "shortest"), ({"resize_mode": "longest", "fill_color": 9}, "longest")]
+    )
+    def test_a_folder_without_a_resize_mode_is_read_as_open_clip_reads_it(self, tmp_path, said, wanted):
+        clip = zoo.create("tiny-mci")
+        assert clip.preprocess.resize == "squash"
+        zoo.save(str(tmp_path), clip, license="MIT", card={})
+        assert zoo.load(f"local-dir:{tmp_path}").preprocess == clip.preprocess
+        path = tmp_path / zoo.CONFIG_FILE
+        raw = json.loads(path.read_text())
+        assert raw["preprocess_cfg"].pop("resize_mode") == "squash"
+        path.write_text(json.dumps({**raw, "preprocess_cfg": raw["preprocess_cfg"] | said}))
+        found = zoo.load(f"local-dir:{tmp_path}").preprocess
+        assert (found.resize, found.fill) == (wanted, said.get("fill_color", 0))
+        theirs = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")[2]
+        image = photographs()[0]
+        assert torch.equal(theirs(image), image_tensor(resize(image, found)[None], found)[0])
+
+    @pytest.mark.parametrize(
+        "said",
+        [{"resize_mode": "stretch"}, {"interpolation": "lanczos"}, {"resize_mode": "longest", "fill_color": [1, 2, 3]}],
+    )
+    def test_unknown_preprocessing_is_refused(self, tmp_path, said):
+        zoo.save(str(tmp_path), zoo.create("tiny-mci"), license="MIT", card={})
+        path = tmp_path / zoo.CONFIG_FILE
+        raw = json.loads(path.read_text())
+        path.write_text(json.dumps({**raw, "preprocess_cfg": raw["preprocess_cfg"] | said}))
+        with pytest.raises(DataError, match=rf"preprocess_cfg\.{list(said)[-1]}: got .*, want "):
+            zoo.load(f"local-dir:{tmp_path}")
 
     def test_where_the_normalization_is_unknown_the_file_is_refused(self, second):
         sentence = r"nothing says which normalization 'mobileclip2_s0\.pt' .* wants; want a"
@@ -337,8 +380,8 @@ class TestHub:
         pixels = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
         files = self._tiny(tmp_path_factory.mktemp("tiny"), **pixels)
         for owner, preprocess in (
-            ("somebody", Preprocess(64, (0.5,) * 3, (0.25,) * 3, "bicubic")),
-            ("timm", Preprocess(64, *PLAIN, "bilinear")),  # its table says which
+            ("somebody", Preprocess(64, (0.5,) * 3, (0.25,) * 3, "bicubic", "shortest")),
+            ("timm", Preprocess(64, *PLAIN, "bilinear", "shortest")),  # its table says which
         ):
             _cache(cache, f"{owner}/MobileCLIP2-S0", files)
             assert zoo.load(f"hf-hub:{owner}/MobileCLIP2-S0").preprocess == preprocess

@@ -96,7 +96,7 @@ class TestFolder:
         torch.testing.assert_close(text, clip.encode_text(TEXTS), atol=1e-6, rtol=0)
         picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
         torch.testing.assert_close(
-            transform(picture), image_tensor(resize(picture, 64, "bilinear")[None], clip.preprocess)[0]
+            transform(picture), image_tensor(resize(picture, clip.preprocess)[None], clip.preprocess)[0]
         )
 
     @pytest.mark.parametrize(

@@ -88,9 +88,8 @@ def shown(page, tmp_path_factory):
 @pytest.fixture(scope="module")
 def wanted(clip):
     """Embeddings from Python, by picture."""
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    squashed = [images.resize(images.decode(data), size, interpolation) for data in PICTURES.values()]
-    features = clip.encode_image(image_tensor(torch.stack(squashed), clip.preprocess)).numpy()
+    fitted = [images.resize(images.decode(data), clip.preprocess) for data in PICTURES.values()]
+    features = clip.encode_image(image_tensor(torch.stack(fitted), clip.preprocess)).numpy()
     return dict(zip(PICTURES, features, strict=True))
 
 
@@ -116,10 +115,10 @@ def test_pictures_differ(wanted):
 def test_lossless_pixels_are_pillows(shown, clip):
     script = "Promise.all(mobileclip.state.pictures.map((p) => mobileclip.engine.call('pixels', p.file)))"
     pixels = dict(zip(PICTURES, shown.evaluate(script), strict=True))
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
+    size = clip.preprocess.size
     for name, data in PICTURES.items():
         mine = np.array(pixels[name], np.int16).reshape(size, size, 3)
-        pillows = images.resize(images.decode(data), size, interpolation).permute(1, 2, 0).numpy().astype(np.int16)
+        pillows = images.resize(images.decode(data), clip.preprocess).permute(1, 2, 0).numpy().astype(np.int16)
         assert np.abs(mine - pillows).max() <= (0 if name in EXACT else 3), name
 
 

@@ -62,8 +62,7 @@ def page(export, tmp_path_factory):
 @pytest.fixture(scope="module")
 def inputs(clip, export):
     """Pixels and tokens by Python, from the same files and texts."""
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = torch.stack([images.resize(images.decode(PICTURES[name]), size, interpolation) for name in EXACT])
+    pixels = torch.stack([images.resize(images.decode(PICTURES[name]), clip.preprocess) for name in EXACT])
     tokens = tokenizer.load(export / tokenizer.FOLDER)(TEXTS)
     return {"image": pixels.numpy().astype(np.float32) / 255, "text": np.asarray(tokens, np.int32)}
 

@@ -95,8 +95,7 @@ def pictures():
 def test_embeds_like_the_student(address):
     clip = zoo.load("trained:student", trained=str(students.world().folders("good")["student"]))
     samples = pictures()
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = torch.stack([images.resize(images.decode(s.image), size, interpolation) for s in samples])
+    pixels = torch.stack([images.resize(images.decode(s.image), clip.preprocess) for s in samples])
     texts = [s.captions[0] for s in samples]
     rows = [{"image": base64.b64encode(s.image).decode(), "text": s.captions[0]} for s in samples]
     found = ask(address, {"dataframe_records": rows})

@@ -62,7 +62,7 @@ def test_retrieval_equals_a_direct_computation(inputs, finished, prefix, values)
     data, folder = inputs
     samples = [s for s in read_samples(str(data), manifest.read(str(data)), "test") if s.metadata["seen"] in values]
     clip = zoo.load("trained:student", trained=str(folder))
-    pixels = torch.stack([images.resize(images.decode(s.image), 64, clip.preprocess.interpolation) for s in samples])
+    pixels = torch.stack([images.resize(images.decode(s.image), clip.preprocess) for s in samples])
     image = clip.encode_image(image_tensor(pixels, clip.preprocess))
     own = [{same_text(text) for text in s.captions[:2]} for s in samples]
     texts = sorted(set().union(*own))
@@ -88,7 +88,7 @@ def test_zero_shot_equals_a_direct_computation(inputs, finished):
     data, folder = inputs
     samples = [s for s in read_samples(str(data), manifest.read(str(data)), "test") if "number" in s.metadata]
     clip = zoo.load("trained:control", trained=str(folder))
-    pixels = torch.stack([images.resize(images.decode(s.image), 64, clip.preprocess.interpolation) for s in samples])
+    pixels = torch.stack([images.resize(images.decode(s.image), clip.preprocess) for s in samples])
     image = clip.encode_image(image_tensor(pixels, clip.preprocess))
     classes = sorted({str(s.metadata["number"]) for s in samples})
     labels = torch.tensor([classes.index(str(s.metadata["number"])) for s in samples])

@@ -90,7 +90,7 @@ def test_checkpoint_folder_loads_with_its_licenses(trained, data):
 def test_greedy_captions_of_trained_weights_equal_open_clip(trained, data):
     clip = zoo.load("trained", trained=str(trained[0]))
     samples = list(read_samples(data, manifest.read(data), "validation"))[:8]
-    images = image_tensor(torch.stack([resize(decode(s.image), 64, "bilinear") for s in samples]), clip.preprocess)
+    images = image_tensor(torch.stack([resize(decode(s.image), clip.preprocess) for s in samples]), clip.preprocess)
     specials = generation.specials_of(clip)
     for low, high in ((1, 24), (5, 24), (14, 20), (1, 6)):
         theirs = clip.model.generate(

@@ -230,9 +230,7 @@ class TestPyfunc:
         world = students.world()
         samples = list(read_samples(str(world.data), manifest.read(str(world.data)), "test"))[:9]
         clip = zoo.load("trained:student", trained=str(world.folders("good")["student"]))
-        pixels = [
-            images.resize(images.decode(s.image), clip.preprocess.size, clip.preprocess.interpolation) for s in samples
-        ]
+        pixels = [images.resize(images.decode(s.image), clip.preprocess) for s in samples]
         wanted = {
             "image": clip.encode_image(image_tensor(torch.stack(pixels), clip.preprocess)).tolist(),
             "text": clip.encode_text([s.captions[0] for s in samples]).tolist(),

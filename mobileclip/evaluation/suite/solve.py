@@ -109,11 +109,10 @@ def _embed(clip: Clip, source: Source, batch_size: int) -> tuple[Features, list[
     parts: list[torch.Tensor] = []
     asked = hashlib.sha256(json.dumps([source.classes, source.templates]).encode())
     pictures = _pictures(source, kept, asked.update)
-    pre = clip.preprocess
     bar = progress_bar(pictures, desc=source.task.key, unit="image", leave=False)
     stream = iter(bar)
     while batch := list(islice(stream, batch_size)):
-        pixels = torch.stack([resize(decode(data), pre.size, pre.interpolation) for data in batch])
+        pixels = torch.stack([resize(decode(data), clip.preprocess) for data in batch])
         parts.append(embed_pixels(clip, pixels, batch_size=batch_size))
     if not parts:
         raise DataError(f"suite: {source.task.key} has no sample in '{source.folder}'.")

@@ -44,7 +44,10 @@ def sentence(summary: Mapping[str, Any]) -> str:
         return f"No task of the average could be scored; {absent} have no data."
     text = f"Average of {found['tasks']} tasks: {_percent(found['value'])} ({_span(found)})."
     if found["comparable"]:
-        return f"{text} These are all tasks of the suite, whole: the number compares with published ones."
+        return (
+            f"{text} These are all tasks of the suite, whole: the number compares with published ones. "
+            "Images are read upright and on white, where open_clip leaves EXIF and transparency alone."
+        )
     return f"{text} It does not compare with published averages: tasks are absent ({absent}), partial or other ones."
 
 

@@ -113,14 +113,23 @@ def _banks(agreed: Contract) -> str:
 def _feeding(image: ImageContract, text: TextContract) -> str:
     return (
         "## Feed it\n\n"
-        f"**Pictures.** Turn upright by EXIF, lay on {image.transparency}, {image.resize} to {image.size} x "
-        f"{image.size} pixels with Pillow's `{image.interpolation}` (antialiased). An array holds {image.color_order} "
+        f"**Pictures.** Turn upright by EXIF, lay on {image.transparency}, {_resizing(image)} "
+        f"with Pillow's `{image.interpolation}` (antialiased). An array holds {image.color_order} "
         f"divided by 255; a picture is handed over as it is. Nothing else: mean {image.mean} and standard deviation "
         f"{image.std} are inside the programs.\n\n"
         f"**Texts.** {text.context_length} token ids, start {text.start_id}, end {text.end_id}, padded with "
         f"{text.pad_id}; too long ones are cut and still end with {text.end_id}.\n\n"
         "**Scores.** `logit_scale * image @ text + logit_bias`, softmax over the texts."
     )
+
+
+def _resizing(image: ImageContract) -> str:
+    area = f"{image.size} x {image.size} pixels"
+    return {
+        "squash": f"squash to {area}",
+        "shortest": f"scale the shorter side to {image.size} pixels and crop the center to {area}",
+        "longest": f"scale the longer side to {image.size} pixels and fill up to {area} with gray {image.fill}",
+    }[image.resize]
 
 
 def _made_from(agreed: Contract) -> str:

@@ -112,9 +112,9 @@ def score(
     stream = iter(read_samples(data, content, config.split))
     while batch := list(islice(stream, config.batch_size)):
         metadata += [sample.metadata for sample in batch]
-        squashed = [images.resize(images.decode(sample.image), image.size, image.interpolation) for sample in batch]
+        fitted = [images.resize(images.decode(sample.image), image) for sample in batch]
         for name, way in ways.items():
-            features[name].append(way.pixels(torch.stack(squashed)))
+            features[name].append(way.pixels(torch.stack(fitted)))
     if not metadata:
         raise DataError(f"score: '{data}' has no samples of split '{config.split}'.")
     embedded = {name: np.concatenate(parts) for name, parts in features.items()}

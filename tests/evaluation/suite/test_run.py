@@ -225,7 +225,7 @@ def done(data, checkpoint, tmp_path_factory):
 def encode(clip, images, texts):
     """Unit-norm embeddings, one picture and one text at a time."""
     pre = clip.preprocess
-    pixels = [image_tensor(resize(decode(data), pre.size, pre.interpolation)[None], pre) for data in images]
+    pixels = [image_tensor(resize(decode(data), pre)[None], pre) for data in images]
     pictures = [clip.model.encode_image(x, normalize=True)[0].double().numpy() for x in pixels]
     words = [clip.model.encode_text(clip.tokenizer([text]), normalize=True)[0].double().numpy() for text in texts]
     return np.array(pictures), np.array(words)

@@ -31,7 +31,7 @@ def plain(towers, reference, calibration, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tune(clip, towers):
     """Fine-tunes on pictures that are neither of the proof nor of calibration."""
-    pixels = torch.stack([images.resize(images.decode(s.image), 64, "bilinear") for s in pattern_samples(90)[26:]])
+    pixels = torch.stack([images.resize(images.decode(s.image), clip.preprocess) for s in pattern_samples(90)[26:]])
 
     def run(calibration, steps=12):
         generator = torch.Generator().manual_seed(0)

@@ -1,16 +1,16 @@
-// A picture file to the input of the image program, as the contract says: upright, on white, squashed, RGB in 0-1.
+// A picture file to the input of the image program, as the contract says: upright, on white, brought to size, RGB in 0-1.
 
 import { upright, webpOrientation } from "./orientation.js";
-import { squash } from "./resize.js";
+import { fit } from "./resize.js";
 
 const THUMBNAIL_PX = 256;
 
 /**
  * @param {Blob} blob an encoded picture
- * @param {object} image the contract's `image`
+ * @param {object} how the contract's `image`
  * @returns {Promise<{rgb: Uint8ClampedArray, thumbnail: Blob}>} RGB [size, size, 3], and a small JPEG to show
  */
-export async function decode(blob, { size, interpolation }) {
+export async function decode(blob, how) {
   // Color profiles are left alone, as Pillow leaves them.
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "premultiply" };
   const turn = await webpOrientation(blob);
@@ -31,7 +31,7 @@ export async function decode(blob, { size, interpolation }) {
     return context.getImageData(0, 0, width, count).data;
   };
   try {
-    return { rgb: squash({ width, height, rows }, size, interpolation), thumbnail: await shrink(bitmap) };
+    return { rgb: fit({ width, height, rows }, how), thumbnail: await shrink(bitmap) };
   } finally {
     bitmap.close();
   }

@@ -3,6 +3,8 @@
 // A canvas scales with another filter in every browser, and none is the one the student was trained with.
 
 const PRECISION = 22;
+/** Pixels that are taken out of the image at a time. */
+const STRIP = 2 ** 22;
 const FILTERS = {
   bilinear: { support: 1, weigh: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: { support: 2, weigh: cubic },
@@ -16,39 +18,94 @@ function cubic(x) {
 }
 
 /**
- * @param {{width: number, height: number, rows: (first: number, count: number) => Uint8ClampedArray}} picture RGBA rows
- * @param {number} size width and height of the result
- * @param {"bilinear" | "bicubic" | "nearest"} interpolation
+ * @param {{width: number, height: number, rows: (first: number, count: number) => Uint8ClampedArray}} image RGBA rows
+ * @param {object} how the contract's `image`: size, interpolation, resize and fill
  * @returns {Uint8ClampedArray} RGB, [size, size, 3]
  */
-export function squash(picture, size, interpolation) {
-  const { width, height } = picture;
-  if (interpolation === "nearest") return nearest(picture, size);
+export function fit(image, how) {
+  const { size, interpolation } = how;
+  const place = placement(image, how);
+  const [columns, lines] = [place.width, place.height].map((scaled) => Math.min(scaled, size));
   const filter = FILTERS[interpolation];
-  if (!filter) throw new Error(`interpolation: got '${interpolation}', want bilinear, bicubic or nearest.`);
-  const across = width === size ? null : kernel(width, size, filter);
-  // Pillow 13 starts with the rows where that is cheaper, and rounds to 8 bits between the two passes.
-  if (height > size && height + size > 2 * width) {
-    const out = new Uint8ClampedArray(size * size * 3);
-    horizontal(shortened(picture, kernel(height, size, filter), size), width, size, across, out, size);
-    return out;
+  if (!filter && interpolation !== "nearest") {
+    throw new Error(`interpolation: got '${interpolation}', want bilinear, bicubic or nearest.`);
   }
-  const narrow = new Uint8ClampedArray(height * size * 3);
-  const strip = Math.max(1, Math.floor(2 ** 22 / width));
-  for (let first = 0; first < height; first += strip) {
-    const count = Math.min(strip, height - first);
-    horizontal(picture.rows(first, count), width, count, across, narrow.subarray(first * size * 3), size);
+  const pixels = filter
+    ? filtered(image, place, columns, lines, filter)
+    : nearest(image, place, columns, lines);
+  if (columns === size && lines === size) return pixels;
+  const canvas = new Uint8ClampedArray(size * size * 3).fill(how.fill ?? 0);
+  const left = Math.floor((size - columns) / 2), top = Math.floor((size - lines) / 2);
+  for (let y = 0; y < lines; y++) {
+    canvas.set(pixels.subarray(y * columns * 3, (y + 1) * columns * 3), ((top + y) * size + left) * 3);
   }
-  return height === size ? narrow : vertical(narrow, kernel(height, size, filter), size);
+  return canvas;
 }
 
-/** For each output position the first input position and the fixed-point weights. */
-function kernel(input, output, { support, weigh }) {
+/** The scaled image, and the corner from which at most size x size of it are used. */
+export function placement({ width, height }, { size, resize = "squash" }) {
+  if (resize === "squash") return { width: size, height: size, left: 0, top: 0 };
+  if (resize === "longest") {
+    const ratio = Math.max(width / size, height / size);
+    const [w, h] = [width, height].map((side) => Math.max(1, halfToEven(side / ratio)));
+    return { width: w, height: h, left: 0, top: 0 };
+  }
+  if (resize !== "shortest") throw new Error(`resize: got '${resize}', want squash, shortest or longest.`);
+  const long = Math.trunc(size * Math.max(width, height) / Math.min(width, height));
+  const start = halfToEven((long - size) / 2);
+  return height > width
+    ? { width: size, height: long, left: 0, top: start }
+    : { width: long, height: size, left: start, top: 0 };
+}
+
+/** Python's round. */
+function halfToEven(value) {
+  const down = Math.floor(value), rest = value - down;
+  return rest === 0.5 ? down + (down % 2) : Math.round(value);
+}
+
+/** Both passes, with 8 bits between them, in the order of Pillow 13. */
+function filtered(image, place, columns, lines, filter) {
+  const { width, height } = image;
+  const across = width === place.width ? null : kernel(width, place.width, filter, place.left, columns);
+  const down = height === place.height ? null : kernel(height, place.height, filter, place.top, lines);
+  const shrunk = height - place.height, verticalFirst = shrunk > 0 && shrunk > 2 * (width - place.width);
+  if (verticalFirst) {
+    const low = downFirst(image, down);
+    return horizontal(low, 3, { width, count: lines, across, columns, left: place.left });
+  }
+  const narrow = new Uint8ClampedArray(height * columns * 3);
+  const strip = Math.max(1, Math.floor(STRIP / width));
+  for (let first = 0; first < height; first += strip) {
+    const count = Math.min(strip, height - first);
+    narrow.set(
+      horizontal(image.rows(first, count), 4, { width, count, across, columns, left: place.left }), first * columns * 3,
+    );
+  }
+  if (down) return vertical(narrow, 3, { width: columns, down, first: 0 });
+  return narrow.subarray(place.top * columns * 3, (place.top + lines) * columns * 3);
+}
+
+/** The vertical pass from RGBA rows, a strip at a time. */
+function downFirst({ width, rows }, down) {
+  const low = new Uint8ClampedArray(down.length * width * 3);
+  const last = (line) => down[line].first + down[line].weights.length;
+  for (let line = 0, next; line < down.length; line = next) {
+    const { first } = down[line];
+    for (next = line + 1; next < down.length && (last(next) - first) * width <= STRIP; next++);
+    const part = down.slice(line, next);
+    low.set(vertical(rows(first, last(next - 1) - first), 4, { width, down: part, first }), line * width * 3);
+  }
+  return low;
+}
+
+/** For `count` output positions from `start` on the first input position and the fixed-point weights. */
+function kernel(input, output, { support, weigh }, start, count) {
   const scale = input / output;
   const stretch = Math.max(scale, 1);
   const reach = support * stretch;
-  return Array.from({ length: output }, (_, position) => {
-    const center = (position + 0.5) * scale;
+  return Array.from({ length: count }, (_, position) => {
+    const center = (start + position + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - reach + 0.5));
     const last = Math.min(input, Math.trunc(center + reach + 0.5));
     const weights = Float64Array.from({ length: last - first }, (_, i) => weigh((i + first - center + 0.5) / stretch));
@@ -61,67 +118,68 @@ function fixed(weight) {
   return Math.trunc(weight * 2 ** PRECISION + (weight < 0 ? -0.5 : 0.5));
 }
 
-function horizontal(rgba, width, count, across, out, size) {
+/** Rows of `step` bytes a pixel to RGB rows of `columns` pixels. */
+function horizontal(pixels, step, { width, count, across, columns, left }) {
+  const out = new Uint8ClampedArray(count * columns * 3);
   for (let y = 0; y < count; y++) {
-    const row = y * width * 4;
-    for (let x = 0, to = y * size * 3; x < size; x++, to += 3) {
+    const row = y * width * step;
+    for (let x = 0, to = y * columns * 3; x < columns; x++, to += 3) {
       if (across === null) {
-        for (let c = 0; c < 3; c++) out[to + c] = rgba[row + x * 4 + c];
+        for (let c = 0; c < 3; c++) out[to + c] = pixels[row + (left + x) * step + c];
         continue;
       }
       const { first, weights } = across[x];
       let r = 1 << (PRECISION - 1), g = r, b = r;
-      for (let i = 0, from = row + first * 4; i < weights.length; i++, from += 4) {
+      for (let i = 0, from = row + first * step; i < weights.length; i++, from += step) {
         const w = weights[i];
-        r += rgba[from] * w;
-        g += rgba[from + 1] * w;
-        b += rgba[from + 2] * w;
+        r += pixels[from] * w;
+        g += pixels[from + 1] * w;
+        b += pixels[from + 2] * w;
       }
       out[to] = r >> PRECISION;
       out[to + 1] = g >> PRECISION;
       out[to + 2] = b >> PRECISION;
     }
   }
+  return out;
 }
 
-/** RGBA [size, width, 4]: every output row from the input rows under its filter. */
-function shortened({ width, rows }, down, size) {
-  const stride = width * 4;
-  const out = new Uint8ClampedArray(size * stride);
-  for (let y = 0; y < size; y++) {
-    const { first, weights } = down[y];
-    const rgba = rows(first, weights.length);
-    for (let x = 0; x < stride; x++) {
-      let sum = 1 << (PRECISION - 1);
-      for (let i = 0, from = x; i < weights.length; i++, from += stride) sum += rgba[from] * weights[i];
-      out[y * stride + x] = sum >> PRECISION;
+/** Rows of `step` bytes a pixel, from row `first` on, to one RGB row for each kernel of `down`. */
+function vertical(pixels, step, { width, down, first: start }) {
+  const out = new Uint8ClampedArray(down.length * width * 3), stride = width * step;
+  down.forEach(({ first, weights }, y) => {
+    for (let x = 0, to = y * width * 3; x < width; x++) {
+      for (let c = 0; c < 3; c++, to++) {
+        let sum = 1 << (PRECISION - 1);
+        for (let i = 0, from = (first - start) * stride + x * step + c; i < weights.length; i++, from += stride) {
+          sum += pixels[from] * weights[i];
+        }
+        out[to] = sum >> PRECISION;
+      }
+    }
+  });
+  return out;
+}
+
+function nearest({ width, height, rows }, place, columns, lines) {
+  const out = new Uint8ClampedArray(lines * columns * 3);
+  const across = centers(width, place.width).slice(place.left), down = centers(height, place.height).slice(place.top);
+  for (let y = 0; y < lines; y++) {
+    const row = rows(down[y], 1);
+    for (let x = 0; x < columns; x++) {
+      for (let c = 0; c < 3; c++) out[(y * columns + x) * 3 + c] = row[across[x] * 4 + c];
     }
   }
   return out;
 }
 
-function vertical(narrow, down, size) {
-  const out = new Uint8ClampedArray(size * size * 3);
-  const stride = size * 3;
-  for (let y = 0; y < size; y++) {
-    const { first, weights } = down[y];
-    for (let x = 0; x < stride; x++) {
-      let sum = 1 << (PRECISION - 1);
-      for (let i = 0, from = first * stride + x; i < weights.length; i++, from += stride) sum += narrow[from] * weights[i];
-      out[y * stride + x] = sum >> PRECISION;
-    }
-  }
-  return out;
-}
-
-function nearest({ width, height, rows }, size) {
-  const out = new Uint8ClampedArray(size * size * 3);
-  for (let y = 0; y < size; y++) {
-    const row = rows(Math.floor((y + 0.5) * height / size), 1);
-    for (let x = 0; x < size; x++) {
-      const from = Math.floor((x + 0.5) * width / size) * 4;
-      for (let c = 0; c < 3; c++) out[(y * size + x) * 3 + c] = row[from + c];
-    }
-  }
-  return out;
+/** The input position of each output position; summed up, as Pillow does, for the rounding decides between two. */
+function centers(input, output) {
+  const step = input / output;
+  let at = step / 2;
+  return Array.from({ length: output }, () => {
+    const found = Math.min(Math.trunc(at), input - 1);
+    at += step;
+    return found;
+  });
 }

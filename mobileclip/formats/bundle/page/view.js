@@ -10,6 +10,9 @@ export function fillSelect(select, values, wish, names = {}) {
   if (values.includes(wish)) select.value = wish;
 }
 
+const RESIZING = {
+  squash: "squashed", shortest: "shorter side scaled, center cropped", longest: "longer side scaled, filled up",
+};
 const tiles = new WeakMap();
 
 /** Tiles in this order; a picture keeps its tile, so that nothing flickers and the keyboard stays where it is. */
@@ -72,7 +75,7 @@ export function showFacts(table, state, median) {
     text && `${text.test.tokens} golden texts: tokens equal, cosine ${text.test.cosine.toFixed(6)}`,
     ...[image, text].flatMap((loaded) => loaded?.refused ?? []).map((why) => `refused ${why}`),
   ].filter(Boolean).join("; ")]);
-  rows.push(["Input", `${contract.image.size} px, ${contract.image.interpolation}, squashed; ${contract.text.context_length} tokens`]);
+  rows.push(["Input", `${contract.image.size} px, ${contract.image.interpolation}, ${RESIZING[contract.image.resize ?? "squash"]}; ${contract.text.context_length} tokens`]);
   rows.push(["Embedding", `${contract.embed_dim} values, logit scale ${contract.logit_scale.toFixed(2)}`]);
   rows.push(["License of the weights", contract.license]);
   table.replaceChildren(...rows.map(([name, value]) => {
