@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import yaml
+from huggingface_hub import constants
 
 from mobileclip.__main__ import main
 from mobileclip.errors import ConfigError, IntegrityError, StorageError
 from mobileclip.formats import contract
 from mobileclip.sharing.push import gather, push, upload
 from tests.exports import exported
+from tests.sharing import hub
 
 OPEN_CLIP = {
     "open_clip_config.json", "open_clip_model.safetensors", "model.json", "mobileclip_open_clip_support.py",
@@ -137,9 +139,29 @@ class TestRefusals:
         assert contract.read(tmp_path / "export").programs
 
     def test_a_hub_that_is_not_there(self, tmp_path, monkeypatch):
-        from huggingface_hub import constants
-
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         (tmp_path / "README.md").write_text("x")
         with pytest.raises(StorageError, match="push: the hub refuses 'owner/name'"):
             upload(tmp_path, "owner/name")
+
+
+class TestHub:
+    """huggingface_hub's own client against a stand-in: the hub itself cannot be reached from a test."""
+
+    def test_what_is_committed_is_what_a_folder_gets(self, tmp_path, monkeypatch):
+        with hub.serving() as (address, repositories, files):
+            monkeypatch.setattr(constants, "ENDPOINT", address)
+            listed = push(str(exported().export), "hf-hub:owner/name", wanted=["immich"], private=True)
+        assert [(r["organization"], r["name"], r["private"]) for r in repositories] == [("owner", "name", True)]
+        push(str(exported().export), str(tmp_path / "name"), wanted=["immich"])
+        assert sorted(files) == listed
+        for name, data in files.items():
+            assert name == "README.md" or data == (tmp_path / "name" / name).read_bytes()
+
+    def test_a_hub_that_refuses(self, tmp_path, monkeypatch):
+        (tmp_path / "README.md").write_text("x")
+        with hub.serving(status=403) as (address, _, files):
+            monkeypatch.setattr(constants, "ENDPOINT", address)
+            with pytest.raises(StorageError, match=r"^push: the hub refuses 'owner/name': .*403"):
+                upload(tmp_path, "owner/name")
+        assert files == {}
