@@ -5,7 +5,9 @@ from typing import Any
 
 from mobileclip.config import read_params
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+_BESIDE = Path(__file__).with_name("params.yaml")
+PARAMS = _BESIDE if _BESIDE.exists() else Path(__file__).parents[1] / "params.yaml"
+"""The project's own params file: beside this module in an installed package, at the root of a checkout."""
 
 Sections = dict[str, dict[str, Any]]
 

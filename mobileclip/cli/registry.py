@@ -31,6 +31,7 @@ COMMANDS: tuple[Row, ...] = (
     Row("status", "chain", "show which stages are current, changed or missing, and why", "chain:status"),
     Row("params", "chain", "complete and upgrade a params file: every key, or only what differs", "chain:params"),
     Row("gc", "chain", "list or delete what the finished stages of a run no longer need", "chain:gc"),
+    Row("kubeflow", "chain", "compile, submit and run the Kubeflow pipelines", "kubeflow:kubeflow"),
     Row("trace", "chain", "print the lineage of a file or stage folder back to its data", "data:trace"),
     Row("convert", "data", "read or write the public DataCompDR/DFNDR layout", "data:convert"),
     Row("verify", "data", "re-hash and check every file of a dataset, and replay stored views", "data:verify"),
