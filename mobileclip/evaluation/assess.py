@@ -191,17 +191,9 @@ def _slice_scopes(slices: list[str | None], slice_field: str) -> list[Scope]:
         raise DataError(
             f"evaluate.slice_field: got '{slice_field}', which has {len(values)} values, want at most {_MAX_SLICES}."
         )
-    scopes: dict[str, Scope] = {}
-    for value in values:
-        rows = np.array([row for row, found in enumerate(slices) if found == value])
-        name = f"slice/{scores.slice_name(value)}"
-        if name in scopes:
-            raise DataError(
-                f"evaluate.slice_field: got '{slice_field}', its values '{scopes[name].value}' and '{value}' share "
-                f"the metric name '{name}', want values that differ in letters or digits."
-            )
-        scopes[name] = Scope(name, value, rows)
-    return list(scopes.values())
+    rows = [np.array([row for row, found in enumerate(slices) if found == value]) for value in values]
+    names = [f"slice/{scores.slice_name(value)}" for value in values]
+    return [Scope(name, value, where) for name, value, where in zip(names, values, rows, strict=True)]
 
 
 def _score(

@@ -1,5 +1,6 @@
 """From ranks to a table: every metric of every model with its interval, its baselines and the paired verdict."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from mobileclip.evaluation.zero_shot import Predictions, chance_share, majority_
 
 STUDENT, CONTROL = "student", "control"
 CUTS = (1, 5, 10)
+_MAX_SLICE_NAME = 100
 _DIGITS = 6  # float sums may differ in the last bits between machines; the reported numbers do not
 
 Scores = dict[str, dict[str, Any]]
@@ -192,8 +194,21 @@ def flatten(table: Scores, *, prefix: str = "") -> dict[str, float]:
 
 
 def slice_name(value: str) -> str:
-    """A slice's value as part of a metric's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", value)
+    """A slice's value as part of a metric's name: letters of all scripts stay, no two values share a name.
+
+    Signs other than `_ . -` and the space are written as `:XX`, the digits of their UTF-8 bytes; of a long value the
+    beginning and a digest are kept.
+    """
+    dots = not value.strip(".")  # a part of a path that means another place
+    name = re.sub(r"[^\w.\- ]" if not dots else r".", lambda found: _escaped(found[0]), value, flags=re.DOTALL)
+    if len(name) > _MAX_SLICE_NAME:
+        digest = hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
+        return f"{name[:_MAX_SLICE_NAME]}::{digest[:12]}"
+    return name or "::"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f":{byte:02x}" for byte in text.encode(errors="surrogatepass"))
 
 
 def rounded(value: float) -> float | None:
