@@ -73,14 +73,14 @@ class Caption(Section):
     """open_clip weights tag, where `model` is an open_clip name."""
     num_captions: PositiveInt = 5
     """Captions per image (M); the papers use 5, two bring most of the gain."""
-    method: Literal["top_p", "top_k", "greedy", "beam"] = "top_p"
-    """How tokens are chosen; `beam` gives the best captions of one search, as open_clip's does."""
+    method: Literal["top_p", "top_k", "greedy", "beam", "beam_logits"] = "top_p"
+    """How tokens are chosen; `beam` gives the likeliest captions of one search, `beam_logits` those of open_clip's."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Probability mass kept by `top_p`."""
     top_k: PositiveInt = 50
     """Tokens kept by `top_k`."""
     num_beams: Annotated[int, Field(ge=2)] = 6
-    """Hypotheses kept by `beam`, at least `num_captions`."""
+    """Hypotheses kept by `beam` and `beam_logits`, at least `num_captions`."""
     temperature: PositiveFloat = 1.0
     """Divides the logits of the tokens that `top_p` or `top_k` kept, before drawing."""
     min_tokens: NonNegativeInt = 5
@@ -112,7 +112,7 @@ class Caption(Section):
             raise ValueError(f"min_tokens is {self.min_tokens}, want less than max_tokens ({self.max_tokens})")
         if self.method == "greedy" and self.num_captions > 1:
             raise ValueError(f"num_captions is {self.num_captions}, want 1: greedy captions of one image are all equal")
-        if self.method == "beam" and self.num_captions > self.num_beams:
+        if self.method.startswith("beam") and self.num_captions > self.num_beams:
             raise ValueError(f"num_captions is {self.num_captions}, want at most num_beams ({self.num_beams})")
         return self
 

@@ -31,16 +31,17 @@ class Sampling:
     """How tokens are drawn; the order of the operations is open_clip's: length, then filter, then temperature.
 
     Attributes:
-        method: `greedy`, a draw from the `top_p` nucleus or the `top_k` likeliest tokens, or `beam` search.
+        method: `greedy`, a draw from the `top_p` nucleus or the `top_k` likeliest tokens, `beam` search for the
+            likeliest captions, or `beam_logits`, which scores as open_clip's own beam search does.
         top_p: Mass of the nucleus, in (0, 1].
         top_k: Tokens kept by `top_k`.
         temperature: Divides the logits of the tokens that are kept.
-        num_beams: Hypotheses kept by `beam`.
+        num_beams: Hypotheses kept by a beam search.
         min_tokens: No end token before this length, start token included.
         max_tokens: Longest caption, start and end token included.
     """
 
-    method: Literal["greedy", "top_p", "top_k", "beam"] = "top_p"
+    method: Literal["greedy", "top_p", "top_k", "beam", "beam_logits"] = "top_p"
     top_p: float = 0.9
     top_k: int = 50
     temperature: float = 1.0
@@ -109,7 +110,7 @@ def generate(
     Args:
         model: An open_clip `CoCa` in eval mode.
         images: Normalized pixels float32 [batch, 3, size, size].
-        draws: Uniform numbers in [0, 1), float64 [batch, captions, max_tokens]; `greedy` and `beam` use its shape.
+        draws: Uniform numbers in [0, 1), float64 [batch, captions, max_tokens]; only the shape counts without a draw.
         sampling: How tokens are drawn.
         specials: Ids of start, end and padding.
 
@@ -117,14 +118,15 @@ def generate(
         int64 [batch, captions, max_tokens]: start token, words, end token, then padding.
     """
     batch, captions = draws.shape[:2]
-    rows = sampling.num_beams if sampling.method == "beam" else captions
+    beams = sampling.method in {"beam", "beam_logits"}
+    rows = sampling.num_beams if beams else captions
     missing = max(0, -(-MIN_ROWS // rows) - batch)
     images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
     image_tokens = model._encode_image(images)[1]  # type: ignore[operator]  # noqa: SLF001 - open_clip has no other way to them
     decoder = CachedDecoder(model, image_tokens, captions=rows, max_tokens=sampling.max_tokens)
-    if sampling.method == "beam":
+    if beams:
         return search(
-            decoder, batch=batch + missing, captions=captions, beams=rows,
+            decoder, batch=batch + missing, captions=captions, beams=rows, add_logits=sampling.method == "beam_logits",
             lengths=(sampling.min_tokens, sampling.max_tokens), specials=(specials.start, specials.end, specials.pad),
         )[:batch]  # fmt: skip
     draws = torch.cat([draws, draws[-1:].expand(missing, -1, -1)]).flatten(0, 1).to(images.device)

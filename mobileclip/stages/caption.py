@@ -104,7 +104,8 @@ def _load(config: Caption, captioner: str) -> zoo.Clip:
 
 
 def _sampling(config: Caption) -> Sampling:
-    return Sampling(config.method, config.top_p, config.top_k, config.temperature, config.min_tokens, config.max_tokens)
+    keys = ("method", "top_p", "top_k", "temperature", "min_tokens", "max_tokens", "num_beams")
+    return Sampling(**{key: getattr(config, key) for key in keys})
 
 
 def _plan(config: Caption, clip: zoo.Clip) -> ColumnPlan:
@@ -113,7 +114,9 @@ def _plan(config: Caption, clip: zoo.Clip) -> ColumnPlan:
     if config.method in {"top_p", "top_k"}:
         chosen = {config.method: getattr(config, config.method), "temperature": config.temperature, "seed": config.seed}
     elif config.method == "beam":
-        chosen = {"num_beams": config.num_beams}
+        chosen = {"num_beams": config.num_beams, "score": "mean log-probability"}
+    elif config.method == "beam_logits":
+        chosen = {"num_beams": config.num_beams, "score": "mean logit"}
     spec: dict[str, Any] = {
         "sha256": clip.sha256,
         "preprocess": clip.preprocess.as_open_clip(),

@@ -1,4 +1,4 @@
-"""Caption generation against open_clip's own `generate`, transformers' filters and the definition of the draw."""
+"""Captions against open_clip's forward pass and recorded tokens, transformers' filters and the definition of a draw."""
 
 import json
 from copy import deepcopy
@@ -10,10 +10,11 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from mobileclip.errors import ConfigError
-from mobileclip.models import generation, zoo
+from mobileclip.models import beam, generation, zoo
 from mobileclip.models.architectures import CONFIGS
 from mobileclip.models.decoder import CachedDecoder
 from mobileclip.models.generation import Sampling, Specials
+from tests.models import open_clip_captions
 
 TINY = json.loads((CONFIGS / "tiny-coca.json").read_text())
 TINY["text_cfg"].pop("tokenizer_kwargs")  # CLIP's whole vocabulary here: open_clip's `generate` knows no other
@@ -77,15 +78,12 @@ def captioner() -> zoo.Clip:
         ("middle-custom", 0, 1, 24), ("middle-custom", 1, 6, 24), ("middle-custom", 2, 7, 12),
     ],
 )  # fmt: skip
-def test_greedy_equals_open_clip(name, seed, low, high):
+def test_greedy_equals_the_full_forward(name, seed, low, high):
     model, images = _build(name, seed), _images(5, seed)
     # Random weights hardly ever end a caption: let tokens they do write mid-way stand for the end and for padding.
-    free = model.generate(images, generation_type="top_k", top_k=1, seq_len=14, min_seq_len=1, sot_token_id=7)
+    free = open_clip_captions.greedy(model, images, start=7, end=-1, pad=model.pad_id, low=0, high=14)
     specials = Specials(start=7, end=int(free[0, 7]), pad=int(free[3, 9]))
-    theirs = model.generate(
-        images, generation_type="top_k", top_k=1, seq_len=high, min_seq_len=low, fixed_output_length=True,
-        sot_token_id=specials.start, eos_token_id=specials.end, pad_token_id=specials.pad,
-    )  # fmt: skip
+    theirs = open_clip_captions.greedy(model, images, **vars(specials), low=low, high=high)
     sampling = Sampling("greedy", min_tokens=low, max_tokens=high)
     ours = generation.generate(model, images, _no_draws(images, high, 3), sampling=sampling, specials=specials)
     assert len({(row == specials.pad).sum().item() for row in theirs}) > 1  # captions of different lengths
@@ -93,36 +91,101 @@ def test_greedy_equals_open_clip(name, seed, low, high):
         assert torch.equal(caption, theirs)
 
 
-@pytest.mark.parametrize(
-    ("name", "seed", "beams", "low", "high"),
-    [("tiny", 0, 2, 1, 10), ("middle", 1, 4, 6, 12), ("middle", 0, 2, 1, 12), ("middle-custom", 2, 3, 1, 8)],
-)
-def test_beam_search_equals_open_clip(name, seed, beams, low, high):
-    model, images = _build(name, seed), _images(3, seed)
-    free = model.generate(images, generation_type="top_k", top_k=1, seq_len=14, min_seq_len=1, sot_token_id=7)
-    specials = Specials(start=7, end=int(free[0, 7]), pad=9)
-    theirs = model.generate(
-        images, generation_type="beam_search", num_beams=beams, num_beam_groups=1, seq_len=high, min_seq_len=low,
-        fixed_output_length=True, sot_token_id=7, eos_token_id=specials.end, pad_token_id=9,
-    )  # fmt: skip
-    sampling = Sampling("beam", min_tokens=low, max_tokens=high, num_beams=beams)
-    ours = generation.generate(model, images, _no_draws(images, high, beams), sampling=sampling, specials=specials)
-    assert torch.equal(ours[:, 0], theirs)
-    for rows in ours.tolist():
-        assert len({tuple(row) for row in rows}) == beams  # the captions of an image all differ
+RECORDED = json.loads(open_clip_captions.RECORDED.read_text())
 
 
-def test_open_clips_beam_groups_all_find_the_same():
-    """Why there is one group here: open_clip's default of 6 beams in 3 groups is a search with 2 beams."""
-    model, images = _build("middle", 1), _images(2, 1)
-    grouped, single = (
-        model.generate(
-            images, generation_type="beam_search", num_beams=beams, num_beam_groups=groups, seq_len=7, min_seq_len=1,
-            sot_token_id=7, eos_token_id=8, pad_token_id=9,
+@pytest.mark.parametrize("row", RECORDED, ids=["-".join(map(str, row["case"])) for row in RECORDED])
+def test_tokens_are_those_that_open_clip_wrote(row):
+    name, seed, how, beams, groups, low, high = row["case"]
+    images = open_clip_captions.images(seed)
+    specials = Specials(open_clip_captions.START, row["end"], open_clip_captions.PAD)
+    # open_clip's beam groups all find the same: its default of 6 beams in 3 groups is a search with 2 beams.
+    method, beams = ("greedy", 2) if how == "greedy" else ("beam_logits", beams // groups)
+    sampling = Sampling(method, min_tokens=low, max_tokens=high, num_beams=beams)
+    ours = generation.generate(
+        open_clip_captions.build(name, seed), images, _no_draws(images, high), sampling=sampling, specials=specials
+    )
+    assert ours[:, 0].tolist() == row["tokens"]
+
+
+class TestBeamSearchByDefinition:
+    """On a vocabulary of five words every caption can be scored, so the likeliest are known."""
+
+    SPECIALS, LONGEST = (0, 1, 2), 5
+
+    class Decoder:
+        """Next-token logits from a table by the whole prefix; one image."""
+
+        device = torch.device("cpu")
+
+        def __init__(self, seed: int, beams: int) -> None:
+            self.seed, self.prefixes = seed, [() for _ in range(beams)]
+
+        def step(self, tokens: torch.Tensor) -> torch.Tensor:
+            self.prefixes = [(*prefix, int(token)) for prefix, token in zip(self.prefixes, tokens, strict=True)]
+            return torch.stack([self.logits(prefix) for prefix in self.prefixes])
+
+        def reorder(self, rows: torch.Tensor) -> None:
+            self.prefixes = [self.prefixes[row] for row in rows]
+
+        def logits(self, prefix: tuple[int, ...]) -> torch.Tensor:
+            numbers = np.random.RandomState([self.seed, *prefix])
+            # The offset differs between prefixes: it changes no probability, and every sum of logits.
+            return torch.from_numpy(numbers.standard_normal(5) * 1.5 + 5 * numbers.standard_normal()).float()
+
+    def _all(self, decoder: Decoder, low: int) -> dict[tuple[int, ...], float]:
+        """Mean log-probability of every caption, ended or as long as can be."""
+        found, open_ = {}, {(0,): 0.0}
+        for length in range(1, self.LONGEST):
+            grown = {}
+            for prefix, total in open_.items():
+                for token, gain in enumerate(decoder.logits(prefix).log_softmax(-1).tolist()):
+                    if token == 1 and length >= low:
+                        found[*prefix, 1] = (total + gain) / length
+                    elif token != 1:
+                        grown[*prefix, token] = total + gain
+            open_ = grown
+        return found | {prefix: total / (self.LONGEST - 1) for prefix, total in open_.items()}
+
+    @pytest.mark.parametrize("low", [1, 3])
+    @pytest.mark.parametrize("seed", range(20))
+    def test_wide_beams_find_the_likeliest_captions(self, seed, low):
+        beams = 4**4  # as many as there are open captions: nothing is ever dropped
+        decoder = self.Decoder(seed, beams)
+
+        def widened(tokens: torch.Tensor) -> torch.Tensor:
+            logits = self.Decoder.step(decoder, tokens)
+            return torch.cat([logits, torch.full((beams, 2 * beams), -1e4)], dim=1)  # a top-k of 2 * beams needs them
+
+        decoder.step = widened
+        found = beam.search(
+            decoder, batch=1, captions=3, beams=beams, lengths=(low, self.LONGEST), specials=self.SPECIALS
         )
-        for beams, groups in ((6, 3), (2, 1))
-    )  # fmt: skip
-    assert torch.equal(grouped, single)
+        scored = self._all(self.Decoder(seed, 1), low)
+        wanted = sorted(scored, key=lambda caption: -scored[caption])[:3]
+        assert [tuple(row[: len(best)]) for row, best in zip(found[0].tolist(), wanted, strict=True)] == wanted
+
+    def test_offsets_of_logits_change_open_clips_search_alone(self):
+        """Adding a number to all logits of a step changes no probability."""
+
+        class Moved(self.Decoder):
+            def logits(self, prefix: tuple[int, ...]) -> torch.Tensor:
+                return super().logits(prefix) + 7 * len(prefix)
+
+        same = {}
+        for add_logits in (False, True):
+            results = [
+                [
+                    beam.search(
+                        kind(seed, 2), batch=1, captions=1, beams=2, lengths=(1, 5), specials=self.SPECIALS,
+                        add_logits=add_logits,
+                    ).tolist()
+                    for seed in range(20)
+                ]
+                for kind in (self.Decoder, Moved)
+            ]  # fmt: skip
+            same[add_logits] = results[0] == results[1]
+        assert same == {False: True, True: False}
 
 
 @pytest.mark.parametrize("name", ["tiny", "middle", "middle-custom", "middle-no-cls"])

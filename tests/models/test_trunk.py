@@ -8,6 +8,7 @@ from mobileclip.data.preprocess import Preprocess, image_tensor
 from mobileclip.errors import DataError
 from mobileclip.models import generation, zoo
 from mobileclip.models.trunk import TrunkTower, load_trunk
+from tests.models import open_clip_captions
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,7 @@ def test_checkpoint_gives_the_same_tower_back(clip, images, tmp_path):
 
 def test_greedy_captions_equal_open_clip(clip, images):
     specials = generation.specials_of(clip)
-    theirs = clip.model.generate(
-        images, generation_type="top_k", top_k=1, seq_len=12, min_seq_len=5, fixed_output_length=True,
-        sot_token_id=specials.start, eos_token_id=specials.end,
-    )  # fmt: skip
+    theirs = open_clip_captions.greedy(clip.model, images, **vars(specials), low=5, high=12)
     draws = torch.zeros(3, 1, 12, dtype=torch.float64)
     sampling = generation.Sampling("greedy", min_tokens=5, max_tokens=12)
     assert torch.equal(

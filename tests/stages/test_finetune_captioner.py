@@ -22,6 +22,7 @@ from mobileclip.tracking.protocol import LogTracker
 from mobileclip.training.captioning import coca_objective
 from mobileclip.training.frozen import freeze_trunk
 from mobileclip.training.world import World, join
+from tests.models import open_clip_captions
 from tests.stages import shapes
 
 
@@ -93,10 +94,7 @@ def test_greedy_captions_of_trained_weights_equal_open_clip(trained, data):
     images = image_tensor(torch.stack([resize(decode(s.image), clip.preprocess) for s in samples]), clip.preprocess)
     specials = generation.specials_of(clip)
     for low, high in ((1, 24), (5, 24), (14, 20), (1, 6)):
-        theirs = clip.model.generate(
-            images, generation_type="top_k", top_k=1, seq_len=high, min_seq_len=low, fixed_output_length=True,
-            sot_token_id=specials.start, eos_token_id=specials.end,
-        )  # fmt: skip
+        theirs = open_clip_captions.greedy(clip.model, images, **vars(specials), low=low, high=high)
         sampling = generation.Sampling("greedy", min_tokens=low, max_tokens=high)
         draws = torch.zeros(8, 1, high, dtype=torch.float64)
         ours = generation.generate(clip.model, images, draws, sampling=sampling, specials=specials)
