@@ -10,7 +10,7 @@ from mobileclip.config import Classification, Evaluate
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.evaluation import scores, statistics, zero_shot
 from mobileclip.evaluation.features import EvaluationSet, Features, caption_lists, field_values, text_features
-from mobileclip.evaluation.retrieval import Gallery, Ranks, build_gallery, rank_pairs, same_text
+from mobileclip.evaluation.retrieval import Gallery, Ranks, build_gallery, join_equal, rank_pairs, same_text
 from mobileclip.evaluation.scores import Measure, Scores
 from mobileclip.evaluation.statistics import Ints, Resamples
 from mobileclip.models.zoo import Clip
@@ -158,6 +158,7 @@ def results(found: Assessment, config: Evaluate) -> dict[str, Any]:
 
 def _retrieval(models: Mapping[str, Clip], data: EvaluationSet, config: Evaluate) -> Retrieval:
     captions = caption_lists(data.metadata, field=config.retrieval_field, limit=config.retrieval_captions)
+    captions = join_equal(captions, next(iter(models.values())).tokenizer)
     gallery = build_gallery(captions)
     texts = {n: text_features(n, clip, gallery.texts, batch_size=config.batch_size) for n, clip in models.items()}
     ranks = {name: rank_pairs(data.image_features[name], texts[name], gallery) for name in models}
@@ -180,8 +181,9 @@ def _task(models: Mapping[str, Clip], data: EvaluationSet, spec: Classification,
             classes, spec.templates,
         )  # fmt: skip
         predictions[name] = zero_shot.classify(
-            data.image_features[name][rows], features[name], labels, logit_scale=clip.logit_scale
-        )
+            data.image_features[name][rows], features[name], labels, logit_scale=clip.logit_scale,
+            same=zero_shot.equal_rows(clip.tokenizer, classes, spec.templates),
+        )  # fmt: skip
     return Task(spec, classes, rows, labels, features, predictions)
 
 

@@ -4,16 +4,17 @@ Rules, all stated in the report:
 
 - *Several captions per image*, as the field scores Flickr30k and COCO: an image query is right at k when **any** of
   its captions is among the first k texts; every caption is one text query, whose right answers are its images.
-- *Duplicates*: captions that are equal up to case and spacing (the tokenizer reads them as one) are one candidate
-  text, and any image that carries it is a right answer.
+- *Duplicates*: captions that are equal up to case and spacing, or that the student's tokenizer reads as one, are one
+  candidate text, and any image that carries it is a right answer.
 - *Ties* count against the model: a wrong candidate with the same score (to six decimals: what lies below is rounding,
   which changes with batch and machine) ranks before the right one. A collapsed model that gives every pair the same
-  score scores zero, not chance.
+  score scores zero, not chance. The suite alone follows the field, where the first of them wins.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,22 +89,53 @@ def build_gallery(captions: Sequence[Sequence[str]]) -> Gallery:
     return Gallery(texts, array[:, 0], array[:, 1], len(captions))
 
 
-def rank_pairs(image_features: NDArray[np.float32], text_features: NDArray[np.float32], gallery: Gallery) -> Ranks:
+def join_equal(captions: Sequence[Sequence[str]], tokenize: Callable[[Sequence[str]], Any]) -> list[list[str]]:
+    """Captions, each as the first of those that are the same tokens was written: the model cannot tell them apart.
+
+    Args:
+        captions: Captions of each image.
+        tokenize: Texts to token ids [texts, context].
+    """
+    distinct = list(dict.fromkeys(text for row in captions for text in row))
+    first: dict[bytes, str] = {}
+    written: dict[str, str] = {}
+    for start in range(0, len(distinct), _CHUNK):
+        part = distinct[start : start + _CHUNK]
+        for text, row in zip(part, np.asarray(tokenize(part)), strict=True):
+            written[text] = first.setdefault(row.tobytes(), text)
+    return [[written[text] for text in row] for row in captions]
+
+
+def rank_pairs(
+    image_features: NDArray[np.float32],
+    text_features: NDArray[np.float32],
+    gallery: Gallery,
+    *,
+    first_wins: bool = False,
+) -> Ranks:
     """Rank both ways.
 
     Args:
         image_features: Unit-norm embeddings [images, dim].
         text_features: Unit-norm embeddings of `gallery.texts` [texts, dim].
         gallery: Who belongs to whom.
+        first_wins: See `best_ranks`.
     """
-    forward = best_ranks(image_features, text_features, gallery.images, gallery.columns)
+    forward = best_ranks(image_features, text_features, gallery.images, gallery.columns, first_wins=first_wins)
     order = np.argsort(gallery.columns, kind="stable")
-    backward = best_ranks(text_features, image_features, gallery.columns[order], gallery.images[order])
+    backward = best_ranks(
+        text_features, image_features, gallery.columns[order], gallery.images[order], first_wins=first_wins
+    )
     return Ranks(forward, backward[gallery.columns])
 
 
 def best_ranks(
-    queries: NDArray[np.float32], candidates: NDArray[np.float32], rows: Ints, columns: Ints
+    queries: NDArray[np.float32],
+    candidates: NDArray[np.float32],
+    rows: Ints,
+    columns: Ints,
+    *,
+    first_wins: bool = False,
 ) -> NDArray[np.int64]:
     """Rank of the best right candidate of each query.
 
@@ -112,6 +144,8 @@ def best_ranks(
         candidates: [candidates, dim].
         rows: Query index of each right pair, ascending; every query has one.
         columns: Candidate index of each right pair.
+        first_wins: Of candidates that tie the first in their order ranks first, as the field's topk does; otherwise
+            the right one comes last.
 
     Returns:
         1 + number of wrong candidates that score at least as high as the best right one [queries]; what is not a number
@@ -126,8 +160,15 @@ def best_ranks(
         best = np.full(stop - start, -np.inf, dtype=scores.dtype)
         with np.errstate(invalid="ignore"):
             np.maximum.at(best, right_rows, scores[right_rows, right_columns])
-        scores[right_rows, right_columns] = -np.inf
-        ranks[start:stop] = 1 + (~(scores < best[:, None])).sum(axis=1)
+        ahead = ~(scores < best[:, None])
+        if first_wins:
+            place = np.full(stop - start, len(candidates))
+            is_best = scores[right_rows, right_columns] == best[right_rows]
+            np.minimum.at(place, right_rows[is_best], right_columns[is_best])
+            later = np.arange(len(candidates))[None, :] > place[:, None]
+            ahead &= ~(later & (scores == best[:, None]))
+        ahead[right_rows, right_columns] = False
+        ranks[start:stop] = 1 + ahead.sum(axis=1)
     return ranks
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,13 @@ def class_embeddings(encode: Encoder, names: Sequence[str], templates: Sequence[
 
 
 def classify(
-    image_features: NDArray[np.float32], class_features: NDArray[np.float32], labels: Ints, *, logit_scale: float
+    image_features: NDArray[np.float32],
+    class_features: NDArray[np.float32],
+    labels: Ints,
+    *,
+    logit_scale: float,
+    same: Ints | None = None,
+    first_wins: bool = False,
 ) -> Predictions:
     """Classify images by their nearest class embedding.
 
@@ -60,16 +67,40 @@ def classify(
         class_features: Unit-norm [classes, dim].
         labels: True classes [samples].
         logit_scale: Scale of the softmax (1 / temperature); changes confidences alone.
+        same: Number of each class [classes], equal where the model reads two names as one (`equal_rows`): such classes
+            share an answer; None = all differ.
+        first_wins: Of classes that tie the first in their order ranks first, as the field's argmax does; otherwise the
+            true one comes last.
     """
     rows = np.arange(len(labels))
     others = similarities(image_features, class_features)
     true = others[rows, labels]
-    others[rows, labels] = -np.inf
-    ranks = 1 + (others >= true[:, None]).sum(axis=1)
+    if same is None:
+        others[rows, labels] = -np.inf
+    else:
+        others[same[None, :] == same[labels][:, None]] = -np.inf
+    ahead = others >= true[:, None]
+    if first_wins:  # what is not a number counts against the model all the same
+        later = np.arange(len(class_features))[None, :] > labels[:, None]
+        ahead &= ~(later & (others == true[:, None]))
+    ranks = 1 + ahead.sum(axis=1)
     predicted = np.where(ranks == 1, labels, others.argmax(axis=1))
     logits = (image_features @ class_features.T).astype(np.float64)
     shifted = np.exp(logit_scale * (logits - logits.max(axis=1, keepdims=True)))
     return Predictions(ranks, predicted, 1 / shifted.sum(axis=1))
+
+
+def equal_rows(tokenize: Callable[[Sequence[str]], Any], names: Sequence[str], templates: Sequence[str]) -> Ints:
+    """Number of each class [classes], the same for classes whose prompts are the same tokens: `red` and `Red`.
+
+    Args:
+        tokenize: Texts to token ids [texts, context].
+        names: Class names.
+        templates: Prompts, as for `class_embeddings`.
+    """
+    numbers: dict[bytes, int] = {}
+    rows = (np.asarray(tokenize([template.replace("{}", name) for template in templates])) for name in names)
+    return np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows])
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, num_classes: int) -> Ints:

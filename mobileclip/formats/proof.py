@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mobileclip.data import images
 from mobileclip.data.shards import Sample
 from mobileclip.errors import DataError, ExportError
-from mobileclip.evaluation.retrieval import Gallery, build_gallery, rank_pairs
+from mobileclip.evaluation.retrieval import Gallery, build_gallery, join_equal, rank_pairs
 from mobileclip.evaluation.statistics import Floats, compare, draw_resamples, estimate, ratio
 from mobileclip.models.zoo import Clip
 
@@ -104,7 +104,7 @@ def refer(
         [sample.uid for sample in samples],
         pixels.numpy(),
         tokens.to(torch.int32).numpy(),
-        build_gallery([[caption] for caption in captions]),
+        build_gallery(join_equal([[caption] for caption in captions], clip.tokenizer)),
         torch.cat(image_parts).numpy(),
         torch.cat(text_parts).numpy(),
         *task,

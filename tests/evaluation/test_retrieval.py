@@ -14,6 +14,7 @@ from mobileclip.evaluation.retrieval import (
     chance_median_rank,
     chance_recall,
     constant_ranks,
+    join_equal,
     per_image,
     rank_pairs,
     same_text,
@@ -40,6 +41,30 @@ def test_build_gallery__joins_duplicates_up_to_case_and_spacing():
     ]  # fmt: skip
     assert gallery.texts_per_image.tolist() == [2, 1, 2]
     assert gallery.images_per_text.tolist() == [2, 2, 1]
+
+
+def test_a_perfect_model_recalls_captions_that_it_cannot_tell_apart():
+    tokenizer = open_clip.SimpleTokenizer(context_length=16)
+    captions = [["a dog"], ["A Dog"], ["\ufeffa dog", "a bus"], ["a &amp; b"], ["a & b"]]
+    joined = join_equal(captions, tokenizer)
+    assert joined == [["a dog"], ["a dog"], ["a dog", "a bus"], ["a &amp; b"], ["a &amp; b"]]
+    gallery = build_gallery(joined)
+    texts = np.eye(3, dtype=np.float32)
+    ranks = rank_pairs(texts[[0, 0, 0, 2, 2]], texts, gallery)
+    assert ranks.image_to_text.tolist() == [1] * 5
+    assert ranks.text_to_image[gallery.columns != 1].tolist() == [1] * 5
+
+
+def test_where_the_first_wins_ranks_are_those_of_a_stable_order():
+    draw = np.random.default_rng(0)
+    queries = np.eye(4, dtype=np.float32)[draw.integers(0, 4, 40)]
+    candidates = np.eye(4, dtype=np.float32)[draw.integers(0, 4, 12)]
+    rows, columns = np.repeat(np.arange(40), 2), np.stack([draw.permutation(12)[:2] for _ in range(40)]).reshape(-1)
+    order = np.argsort(-(queries @ candidates.T), axis=1, kind="stable")
+    for k in (1, 3, 5):
+        right = [bool(set(order[i, :k]) & set(columns[2 * i : 2 * i + 2])) for i in range(40)]
+        got = best_ranks(queries, candidates, rows, columns, first_wins=True) <= k
+        assert got.tolist() == right
 
 
 def test_same_text__is_what_the_tokenizer_cannot_tell_apart():

@@ -1,6 +1,7 @@
 """Zero-shot scores by hand and against independent definitions."""
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from mobileclip.evaluation.zero_shot import (
     class_embeddings,
     classify,
     confusion_matrix,
+    equal_rows,
     majority_share,
 )
 
@@ -61,6 +63,29 @@ def test_classify__ties_count_against_the_model():
     result = classify(same, np.ones((3, 2), dtype=np.float32), np.array([0, 1, 2, 0]), logit_scale=1.0)
     assert result.ranks.tolist() == [3, 3, 3, 3]
     assert (result.predicted != np.array([0, 1, 2, 0])).all()
+
+
+def test_classes_that_the_tokenizer_reads_as_one_share_an_answer():
+    """A perfect model scores 1.0 of labels that differ by case, which it cannot see."""
+    names, labels = ["Red", "blue", "red", "\ufeffred"], np.array([0, 1, 2, 3, 2])
+    same = equal_rows(open_clip.SimpleTokenizer(context_length=16), names, ["a {} dot", "{}"])
+    assert same.tolist() == [0, 1, 0, 0]
+    classes = np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]
+    result = classify(classes[labels], classes, labels, logit_scale=1.0, same=same)
+    assert result.ranks.tolist() == [1] * 5
+    assert result.predicted.tolist() == labels.tolist()
+    wrong = classify(classes[[1, 0]], classes, labels[[0, 1]], logit_scale=1.0, same=same)
+    assert wrong.ranks.tolist() == [2, 4]
+
+
+def test_the_suite_gives_the_first_of_equal_classes_as_argmax_does():
+    # As ImageNet's list, where `missile` and `sunglasses` stand twice: the field's argmax answers the first of them.
+    classes = np.eye(3, dtype=np.float32)[[0, 1, 0, 2, 1]]
+    labels = np.arange(5)
+    result = classify(classes[labels], classes, labels, logit_scale=1.0, first_wins=True)
+    wanted = (classes[labels] @ classes.T).argmax(axis=1)
+    assert result.predicted.tolist() == wanted.tolist() == [0, 1, 0, 3, 1]
+    assert result.ranks.tolist() == [1, 1, 2, 1, 2]
 
 
 def test_confusion_matrix__diagonal_is_top_1():

@@ -81,7 +81,9 @@ def by_group(name: str, label: str, hits: Floats, numbers: Ints, *, worst: str) 
 
 
 def retrieval(task: Task, images: Embeddings, texts: Embeddings, owners: Ints) -> Scored:
-    """Recall at 1, 5 and 10 both ways, as the CLIP benchmark counts: every caption is a candidate and a query.
+    """Recall at 1, 5 and 10 both ways, as the CLIP benchmark counts.
+
+    Every caption is a candidate and a query, and of candidates that tie the first comes first.
 
     Args:
         task: The registry's row.
@@ -90,7 +92,7 @@ def retrieval(task: Task, images: Embeddings, texts: Embeddings, owners: Ints) -
         owners: Image of each caption [captions], ascending.
     """
     gallery = Gallery([""] * len(texts), owners, np.arange(len(texts)), len(images))
-    ranks = rank_pairs(images, texts, gallery)
+    ranks = rank_pairs(images, texts, gallery, first_wins=True)
     found: dict[str, Statistic] = {}
     parts = []
     for k in _CUTS:

@@ -64,7 +64,7 @@ class Job:
 def _classification(job: Job, images: Features, kept: list[Item]) -> Scored:
     source, labels = job.source, np.array([item.label for item in kept])
     classes = job.classes(source.classes, source.templates)
-    predictions = zero_shot.classify(images, classes, labels, logit_scale=job.clip.logit_scale)
+    predictions = zero_shot.classify(images, classes, labels, logit_scale=job.clip.logit_scale, first_wins=True)
     groups = np.array([item.groups for item in kept])
     return suite_scores.classification(source.task, predictions, labels, len(source.classes), groups)
 

@@ -17,7 +17,7 @@ from mobileclip.data.shards import read_samples
 from mobileclip.errors import DataError
 from mobileclip.evaluation import scores, statistics, zero_shot
 from mobileclip.evaluation.features import caption_lists, field_values
-from mobileclip.evaluation.retrieval import build_gallery, rank_pairs
+from mobileclip.evaluation.retrieval import build_gallery, join_equal, rank_pairs
 from mobileclip.evaluation.scores import Measure, Scores
 from mobileclip.formats.bundle import tokenizer
 from mobileclip.formats.contract import Contract
@@ -39,11 +39,13 @@ class Encoders:
         pixels: uint8 [batch, 3, size, size] to unit-norm [batch, dim].
         texts: Texts to unit-norm [texts, dim].
         logit_scale: Scale of the softmax.
+        tokenize: Texts to token ids [texts, context]; texts that are the same tokens are one.
     """
 
     pixels: Callable[[torch.Tensor], Floats]
     texts: Callable[[Sequence[str]], Floats]
     logit_scale: float
+    tokenize: Callable[[Sequence[str]], Any]
 
 
 def agreed(programs: Programs) -> Contract:
@@ -70,6 +72,7 @@ def of_programs(programs: Programs) -> Encoders:
         lambda pixels: programs.encode_image(pixels.numpy().astype(np.float32) / 255),
         lambda texts: programs.encode_text(tokenize(texts)),
         terms.logit_scale,
+        tokenize,
     )
 
 
@@ -79,6 +82,7 @@ def of_student(clip: Clip, *, batch_size: int = 64) -> Encoders:
         lambda pixels: embed_pixels(clip, pixels, batch_size=batch_size).numpy(),
         lambda texts: embed_texts(clip, list(texts), batch_size=batch_size).numpy(),
         clip.logit_scale,
+        clip.tokenizer,
     )
 
 
@@ -134,7 +138,8 @@ def _table(
     ways: Mapping[str, Encoders], embedded: Mapping[str, Floats], metadata: list[dict[str, Any]], config: Evaluate
 ) -> Scores:
     captions = caption_lists(metadata, field=config.retrieval_field, limit=config.retrieval_captions)
-    gallery = build_gallery(captions)
+    tokenize = next(iter(ways.values())).tokenize
+    gallery = build_gallery(join_equal(captions, tokenize))
     measures: dict[str, dict[str, Measure]] = {}
     for name, way in ways.items():
         ranks = rank_pairs(embedded[name], _in_batches(way.texts, gallery.texts, size=config.batch_size), gallery)
@@ -144,11 +149,12 @@ def _table(
         classes = sorted({value for value in values if value is not None})
         rows = np.array([row for row, value in enumerate(values) if value is not None])
         labels = np.array([classes.index(value) for value in values if value is not None])
+        same = zero_shot.equal_rows(tokenize, classes, task.templates)
         for name, way in ways.items():
             prompts = zero_shot.class_embeddings(
                 functools.partial(_in_batches, way.texts, size=config.batch_size), classes, task.templates
             )
-            found = zero_shot.classify(embedded[name][rows], prompts, labels, logit_scale=way.logit_scale)
+            found = zero_shot.classify(embedded[name][rows], prompts, labels, logit_scale=way.logit_scale, same=same)
             part = scores.zero_shot_measures(task.field, found, labels, len(classes))
             measures[name] |= scores.restrict(part, rows, len(metadata))
     resamples = statistics.draw_resamples(
