@@ -207,6 +207,8 @@ class Distill(Section):
     """Length and step size."""
     control: bool = False
     """Also train the plain-CLIP control: same student, steps, batches and views, ground-truth captions, lambda 0."""
+    control_lr: NonNegativeFloat = 0.0
+    """Peak learning rate of the control, whose best one may be another than the student's; 0 = the student's."""
     seed: NonNegativeInt = 0
     """Seed of weights, order and draws."""
 

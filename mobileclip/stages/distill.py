@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from mobileclip import manifest, storage
-from mobileclip.config import Distill
+from mobileclip.config import Distill, Training
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.errors import ConfigError
 from mobileclip.lineage import attribution
@@ -118,10 +118,10 @@ def _train(
     validate = retrieval_validation(clip, data, content, caption_field=config.caption_field, limit=500)
     bank = _bank(config, data, content, reinforcement, synthetic, clip.embed_dim)
     result = train_clip(
-        clip, dataset, config.training, reinforcement=reinforcement, seed=config.seed,
+        clip, dataset, _training(config, name), reinforcement=reinforcement, seed=config.seed,
         key={
             "data": content.digest(), "start": clip.sha256,
-            "config": config.model_dump(mode="json", exclude={"training", "control"}),
+            "config": config.model_dump(mode="json", exclude={"training", "control", "control_lr"}),
         },
         folder=storage.join(out, name), title=name, validate=validate,
         online=online_teachers(online, precision=precisions(content, names)) if online else None,
@@ -147,6 +147,13 @@ def _train(
         license_ = attribution.license_of(owed)
         zoo.save(storage.join(out, name), clip, license=license_, card=card | attribution.to_card(owed))
     return result
+
+
+def _training(config: Distill, name: str) -> Training:
+    if name != "control" or not config.control_lr:
+        return config.training
+    optimizer = config.training.optimizer.model_copy(update={"lr": config.control_lr})
+    return config.training.model_copy(update={"optimizer": optimizer})
 
 
 def _bank(

@@ -348,3 +348,15 @@ class TestOnlineTeachers:
             self._curve(tmp_path / "out", whole, online_teachers=True, **trained)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+def test_the_control_may_have_a_learning_rate_of_its_own(tiny_reinforced, tmp_path):
+    training = CONFIG.training.model_copy(update={"steps": 2, "log_every": 1})
+    training = training.model_copy(update={"optimizer": Optimizer(lr=0.004, lr_end=0.0, warmup_steps=1)})
+    config = CONFIG.model_copy(update={"control": True, "training": training, "control_lr": 0.001})
+    distill.run(config, out=str(tmp_path), tracker=LogTracker(), data=tiny_reinforced)
+    points = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [p["lr"] / 4 for p in points if p["model"] == "student"] == pytest.approx(
+        [p["lr"] for p in points if p["model"] == "control"]
+    )
+    assert points[0]["lr"] == pytest.approx(0.004)
