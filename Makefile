@@ -63,8 +63,8 @@ ablations: results  ## Train its other variants and the ablations: hours, goes o
 compile: setup  ## Compile the Kubeflow pipelines to build/pipelines
 	$(RUN) python -m pipelines.compile --out build/pipelines
 
-images:  ## Build the container images
-	docker build --target train --tag mobileclip-pipelines:$$(grep -m1 '^version' pyproject.toml | cut -d'"' -f2) --file docker/Dockerfile .
+images:  ## Build the components' image, which holds all stages
+	.ci/build-image
 
 ui: setup  ## Open the MLflow page of the local runs
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

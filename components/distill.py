@@ -4,17 +4,7 @@ from typing import Any
 
 from kfp import dsl
 
-from components.images import component
-
-# What the launcher's task was given goes to the nodes: the pod of the launcher itself trains nothing.
-_TO_NODES = [
-    dsl.TaskConfigField.RESOURCES,
-    dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
-    dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
-    dsl.TaskConfigField.KUBERNETES_AFFINITY,
-    dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
-    dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
-]
+from components.images import TO_PODS, component
 
 
 @component
@@ -50,7 +40,7 @@ def distill(
     io.hand_over(done, out, metrics)
 
 
-@component(task_config_passthroughs=_TO_NODES)
+@component(task_config_passthroughs=TO_PODS)
 def distill_nodes(
     config: dict[str, Any],
     root: str,

@@ -4,7 +4,7 @@ from typing import Any
 
 from kfp import dsl
 
-from components.images import component
+from components.images import TO_PODS, component
 
 
 @component
@@ -74,3 +74,44 @@ def reinforce_group(
     where = stages.Run(root, code, generation)
     out = stages.run_group("reinforce", config, where, group=group, data=io.read(data), teachers=io.read(teachers))
     io.write_part(part, group, out)
+
+
+@component(task_config_passthroughs=TO_PODS)
+def reinforce_groups(
+    config: dict[str, Any],
+    root: str,
+    code: str,
+    generation: str,
+    groups: list[str],
+    pods: dict[str, Any],
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    teachers: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]
+    task: dsl.TaskConfig = None,
+) -> None:
+    """Compute views and embeddings of all groups in one Indexed Job: start it, follow it, put the work together.
+
+    Args:
+        config: Section `reinforce` of the params file.
+        root: Folder or s3:// prefix of the run; this stage writes `ROOT/reinforce`.
+        code: Digest of the library's code (part of the cache key), checked against the image's unless empty.
+        generation: Generation of the root (part of the cache key), checked unless empty.
+        groups: `0/N` to `N-1/N`, or `all/N`.
+        pods: Image of the pods, how many run at once, and further starts of each.
+        data: Reference to the captioned dataset.
+        teachers: Reference to the trained teachers, where the section names some of them.
+        task: Resources, environment and volumes of the pods; Kubeflow fills it in.
+
+    Returns:
+        out: Reference to the reinforced dataset.
+        metrics: The stage's numbers.
+    """
+    from mobileclip.kubeflow import artifacts as io
+    from mobileclip.kubeflow import fan_out
+    from mobileclip.kubeflow import run as stages
+
+    where = stages.Run(root, code, generation)
+    inputs = {"data": io.read(data), "teachers": io.read(teachers)}
+    done = fan_out.run("reinforce", config, where, groups=groups, pods=pods, task=task, **inputs)
+    io.hand_over(done, out, metrics)

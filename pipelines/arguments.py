@@ -15,26 +15,26 @@ from mobileclip.lineage import code
 from mobileclip.lineage import record as records
 from pipelines.defaults import Sections
 from pipelines.release import EARLIER
-from pipelines.resources import MOUNT
+from pipelines.resources import FAN_OUT, MOUNT
 
 MAX_BYTES = 10_000
 """What a Kubeflow API server takes as a run's parameters (its setting MAX_PARAMETER_BYTES)."""
 MAX_INTEGER = 2**53 - 1
 """The largest whole number that a JSON double holds with all before it."""
-_MAX_GROUPS = 400  # the status of every loop iteration is kept in one object of limited size
+_MAX_LOOP = 400  # names of more groups do not fit a run's parameters
+_MAX_JOB = 10_000
 
 
-def groups(count: int) -> list[str]:
-    """Names of `count` shares of work: `0/N` to `N-1/N`.
+def groups(count: int, *, one_job: bool = False) -> list[str]:
+    """Names of `count` shares of work: `0/N` to `N-1/N`, for one job of Kubernetes `all/N`.
 
     Raises:
         ConfigError: There are none or too many.
     """
-    if not 1 <= count <= _MAX_GROUPS:
-        raise ConfigError(
-            f"groups: got {count}, want 1 to {_MAX_GROUPS}; 10 to 100 are enough for any number of shards."
-        )
-    return [f"{index}/{count}" for index in range(count)]
+    most = _MAX_JOB if one_job else _MAX_LOOP
+    if not 1 <= count <= most:
+        raise ConfigError(f"groups: got {count}, want 1 to {most}; 10 to 100 are enough for any number of shards.")
+    return [f"all/{count}"] if one_job else [f"{index}/{count}" for index in range(count)]
 
 
 def build(
@@ -107,7 +107,9 @@ def build_remote(
     for name, uri in external.items():
         if uri:
             check_shared(uri, name)
-    chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
+    chosen = _choose(
+        pipeline, root=root, num_groups=num_groups, variants=students, one_job=FAN_OUT == "Job", **external
+    )
     chosen |= {f"{name}_digest": digest for name, digest in digests.items() if digest}
     names = _names(pipeline)
     chosen |= {stage: section for stage, section in sections.items() if stage in names and section != defaults[stage]}
@@ -164,10 +166,16 @@ def size(chosen: Mapping[str, Any]) -> int:
 
 
 def _choose(
-    pipeline: BaseComponent, *, root: str, num_groups: int, variants: Mapping[str, Any] | None, **external: str
+    pipeline: BaseComponent,
+    *,
+    root: str,
+    num_groups: int,
+    variants: Mapping[str, Any] | None,
+    one_job: bool = False,
+    **external: str,
 ) -> dict[str, Any]:
     students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
-    given = {"root": root, "code": code.package_digest(), "groups": groups(num_groups), **external}
+    given = {"root": root, "code": code.package_digest(), "groups": groups(num_groups, one_job=one_job), **external}
     given |= {"variants": dict(variants or {}), "students": students}
     for name, uri in {"root": root, **external}.items():
         storage.check(uri, name)

@@ -7,9 +7,13 @@ from typing import Any, Literal, get_args
 from kfp import dsl, kubernetes
 
 from components.images import IMAGE
+from mobileclip.errors import ConfigError
 
-Profile = Literal["local", "cpu", "gpu", "multi-node"]
+Profile = Literal["local", "small", "cpu", "gpu", "multi-node"]
 PROFILES: tuple[str, ...] = get_args(Profile)
+
+PARALLEL = 32
+"""Groups of a stage at once."""
 
 SETTINGS = "mobileclip"
 """ConfigMap and Secret of this name hold addresses and credentials; `deploy/` has both as templates."""
@@ -19,6 +23,10 @@ VOLUME = "mobileclip-data"
 
 JOB_KIND = os.environ.get("MOBILECLIP_JOB_KIND") or "TrainJob"
 """Kubeflow Trainer's job, or `PyTorchJob` on clusters that still have the training operator; read at compile time."""
+
+FAN_OUT = os.environ.get("MOBILECLIP_FAN_OUT") or "Job"
+"""How caption and reinforce share their work out: `Job` (one Indexed Job, any number of groups) or `ParallelFor`
+(Kubeflow's own loop, for accounts that may not start jobs; some 50 groups); read at compile time."""
 
 FROM_CONFIG_MAP = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 FROM_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -40,6 +48,8 @@ class Resources:
         shared_memory: Size of /dev/shm, which loader processes need; empty = the runtime's 64 MiB.
         retries: Starts after a failure; every stage goes on from what is committed.
         nodes: Machines at once; with more than one the task is a launcher, and each of the nodes gets what stands here.
+        cpu_request: Cores that a node must have free; empty = all of `cpu`.
+        memory_request: Memory that a node must have free; empty = all of `memory`.
     """
 
     cpu: str
@@ -48,6 +58,8 @@ class Resources:
     shared_memory: str = ""
     retries: int = 2
     nodes: int = 1
+    cpu_request: str = ""
+    memory_request: str = ""
 
 
 _SMALL = Resources("1", "2Gi", retries=1)
@@ -88,6 +100,14 @@ TABLE: dict[str, dict[str, Resources]] = {
         "finish": _SMALL,
     },
 }
+# Nodes of two to four cores, such as kind and minikube make: a stage asks for little and takes what is free.
+_LITTLE = Resources("4", "6Gi", shared_memory="1Gi", cpu_request="250m", memory_request="1Gi")
+TABLE["small"] = {
+    **dict.fromkeys(TABLE["cpu"], _LITTLE),
+    **dict.fromkeys(
+        ("reuse", "compare", "finish"), Resources("1", "2Gi", retries=1, cpu_request="50m", memory_request="256Mi")
+    ),
+}
 TABLE["multi-node"] = {
     **TABLE["gpu"],
     "distill": Resources("96", "768Gi", gpus=8, shared_memory="64Gi", retries=4, nodes=2),
@@ -102,6 +122,19 @@ def nodes(stage: str, profile: str) -> dict[str, Any]:
     return {"count": row.nodes, "processes": max(1, row.gpus), "image": IMAGE, "kind": JOB_KIND}
 
 
+def pods(stage: str, profile: str) -> dict[str, Any]:
+    """What a launcher is told of the pods of its groups; empty where a loop of Kubeflow's starts them.
+
+    Raises:
+        ConfigError: `MOBILECLIP_FAN_OUT` is something else.
+    """
+    if FAN_OUT not in {"Job", "ParallelFor"}:
+        raise ConfigError(f"MOBILECLIP_FAN_OUT: got '{FAN_OUT}', want Job or ParallelFor.")
+    if profile == "local" or FAN_OUT == "ParallelFor":
+        return {}
+    return {"image": IMAGE, "parallel": PARALLEL, "retries": TABLE[profile][stage].retries}
+
+
 def apply(task: dsl.PipelineTask, stage: str, profile: str) -> dsl.PipelineTask:
     """Give a task its resources, environment and volumes; nothing in the profile `local`.
 
@@ -113,7 +146,8 @@ def apply(task: dsl.PipelineTask, stage: str, profile: str) -> dsl.PipelineTask:
     if profile == "local":
         return task
     row = TABLE[profile][stage]
-    task.set_cpu_request(row.cpu).set_cpu_limit(row.cpu).set_memory_request(row.memory).set_memory_limit(row.memory)
+    task.set_cpu_request(row.cpu_request or row.cpu).set_cpu_limit(row.cpu)
+    task.set_memory_request(row.memory_request or row.memory).set_memory_limit(row.memory)
     if row.gpus:
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(row.gpus)
         kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")

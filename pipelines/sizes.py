@@ -28,6 +28,8 @@ _STATUS = 1.32
 """Compressed status of everything but the groups, over the package."""
 _GROUP = 5_650
 """Compressed status of one group of one loop: an iteration's driver, the task's driver, its executor [bytes]."""
+_STUDENTS = 8
+"""Iterations of a loop that is not over groups: students of a sweep."""
 _RESERVE = 0.85
 """Share of the limit that a run without a failure may take: every further attempt of a pod adds a status of its own."""
 
@@ -84,7 +86,8 @@ def check_groups(package: Path, groups: int) -> None:
     """
     text = package.read_text(encoding="utf-8")
     loops, size = len(_loops(next(yaml.safe_load_all(text)))), len(text.encode())
-    if loops and workflow_bytes(size, loops, groups) > _RESERVE * MAX_WORKFLOW:
+    over_groups = "groups" in next(yaml.safe_load_all(text))["root"]["inputDefinitions"]["parameters"]
+    if loops and over_groups and workflow_bytes(size, loops, groups) > _RESERVE * MAX_WORKFLOW:
         most = int((_RESERVE * MAX_WORKFLOW - workflow_bytes(size, loops, 0)) / (loops * _GROUP))
         raise ConfigError(
             f"groups: got {groups}, want at most {most}: Argo keeps the status of all pods of a run in one object of "
@@ -122,9 +125,12 @@ def measure(name: str, *, profile: str, shards: int, groups: int) -> Size:
     executors = sum("executorLabel" in components[task["componentRef"]["name"]] for task in _tasks(document))
     graphs = 1 + sum("dag" in component for component in components.values())
     inputs = document["root"]["inputDefinitions"]["parameters"]
-    given = {key: sections[key] for key in inputs if key in sections} | {"groups": arguments.groups(groups)}
+    given: dict[str, Any] = {key: sections[key] for key in inputs if key in sections}
+    if "groups" in inputs:
+        given["groups"] = arguments.groups(groups, one_job=not loops)
+    iterations = groups if "groups" in inputs else _STUDENTS
     return Size(
-        name, len(text.encode()), executors - iterated, len(loops), graphs, groups, arguments.size(given),
+        name, len(text.encode()), executors - iterated, len(loops), graphs, iterations, arguments.size(given),
         -(-shards // groups),
     )  # fmt: skip
 

@@ -18,8 +18,6 @@ FAN_OUT = ("caption", "reinforce")
 GROUPS = [f"{index}/16" for index in range(16)]
 """Default of the parameter `groups`: however many shards there are, a loop has some ten to a hundred iterations."""
 
-_PARALLEL = 32  # pods at once
-
 
 def add_stages(
     rows: Iterable[Step], given: Mapping[str, Any], *, profile: str, earlier: Mapping[str, Any] | None = None
@@ -61,12 +59,15 @@ def finishing(profile: str, root: Any, stages: Iterable[str]) -> dsl.ExitHandler
 
 def _add_stage(row: Step, given: Mapping[str, Any], outputs: Mapping[str, Any], profile: str) -> Any:
     nodes = resources.nodes(row.stage, profile)
-    component = _load(row.stage, f"{row.stage}_nodes" if nodes else row.stage)
+    pods = resources.pods(row.stage, profile) if row.stage in FAN_OUT else {}
+    component = _load(row.stage, f"{row.stage}_nodes" if nodes else f"{row.stage}_groups" if pods else row.stage)
     arguments: dict[str, Any] = {"config": given[row.stage], **({"nodes": nodes} if nodes else {})}
     arguments |= {name: outputs[stage] for name, stage in row.inputs.items()}
     arguments |= {name: given[name] for name in ("root", "code", "generation")}
     arguments |= {name: given[name] for external in row.external for name in (external, f"{external}_digest")}
-    if row.stage in FAN_OUT:
+    if pods:
+        arguments |= {"groups": given["groups"], "pods": pods}
+    elif row.stage in FAN_OUT:
         arguments["parts"] = _add_groups(row.stage, arguments, given, profile)
     task = component(**arguments).set_display_name(row.stage)
     return resources.apply(task, row.stage, profile).outputs["out"]
@@ -74,7 +75,7 @@ def _add_stage(row: Step, given: Mapping[str, Any], outputs: Mapping[str, Any], 
 
 def _add_groups(stage: str, arguments: Mapping[str, Any], given: Mapping[str, Any], profile: str) -> dsl.Collected:
     component = _load(stage, f"{stage}_group")
-    with dsl.ParallelFor(given["groups"], name=f"{stage}-groups", parallelism=_PARALLEL) as group:
+    with dsl.ParallelFor(given["groups"], name=f"{stage}-groups", parallelism=resources.PARALLEL) as group:
         task = component(**arguments, group=group)
         resources.apply(task, stage, profile)
     return dsl.Collected(task.outputs["part"])

@@ -21,7 +21,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from mobileclip.errors import ConfigError, MobileClipError
-from mobileclip.kubeflow.jobs import DIGEST, PATCH_FORMS, Job, Json, outcome, render
+from mobileclip.kubeflow.jobs import DIGEST, INDEX_FORMS, PATCH_FORMS, Job, Json, outcome, progress, render
 from mobileclip.kubeflow.logs import Tail, last_words
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def start(cluster: Cluster, job: Job) -> str:
         if error.status == 409:  # another launcher was faster
             return "found"
         raise
-    logger.info("%s '%s' started on %d nodes", job.kind, job.name, job.nodes)
+    logger.info("%s '%s' started on %d %s", job.kind, job.name, job.nodes, "groups" if job.kind == "Job" else "nodes")
     return "created"
 
 
@@ -157,7 +157,8 @@ def follow(cluster: Cluster, job: Job) -> None:
         if found is None:
             raise MobileClipError(f"cluster: {job.kind} '{job.name}' was deleted by someone else.")
         state, reason = outcome(found.get("status") or {})
-        if (said := f"{state} {reason}".strip()) != before:
+        far = progress(job, found.get("status") or {})
+        if (said := " ".join(filter(None, (state, reason, far)))) != before:
             logger.info("%s '%s': %s", job.kind, job.name, said)
             before = said
         if state == "succeeded":
@@ -261,12 +262,17 @@ def _log(cluster: Cluster, pod: str, **options: Any) -> list[str]:
 def _accepted(cluster: Cluster, job: Job) -> Json:
     """The job in the form that this server keeps whole: it drops unknown fields without a word, so ask it first."""
     belongs = owner(cluster)
-    if job.kind != "TrainJob":
+    if job.kind == "PyTorchJob":
         return render(job, owner=belongs)
-    for form in PATCH_FORMS:
+    for form in INDEX_FORMS if job.kind == "Job" else PATCH_FORMS:
         body = render(job, owner=belongs, form=form)
         if _custom(cluster, job, "create", body=body, dry_run="All")["spec"].get(form):
             return body
+    if job.kind == "Job":
+        raise ConfigError(
+            "cluster: this server has no Indexed Jobs, want Kubernetes 1.24 or later, or a package compiled "
+            "with MOBILECLIP_FAN_OUT=ParallelFor."
+        )
     raise ConfigError(
         f"cluster: this server's TrainJob has none of {', '.join(PATCH_FORMS)}, want Trainer 2.0 or later."
     )

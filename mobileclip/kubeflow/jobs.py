@@ -1,4 +1,4 @@
-"""Training jobs as Kubernetes objects: Kubeflow Trainer's TrainJob, and the training operator's older PyTorchJob.
+"""Jobs as Kubernetes objects: Trainer's TrainJob, the training operator's older PyTorchJob, and Indexed Jobs.
 
 Plain data in, plain data out; `mobileclip.kubeflow.cluster` sends them. Field names are those of
 `trainer.kubeflow.org/v1alpha1` (Trainer 2.0 to 2.3) and `kubeflow.org/v1` (training operator 1.7 to 1.9). Both
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["TrainJob", "PyTorchJob"]
+Kind = Literal["TrainJob", "PyTorchJob", "Job"]
 Json = dict[str, Any]
 
 DIGEST = "mobileclip/digest"
@@ -21,6 +21,11 @@ RUN_LABEL = "mobileclip/run"
 PATCH_FORMS = ("runtimePatches", "podTemplateOverrides", "podSpecOverrides")
 """Where a TrainJob changes its runtime's pods: Trainer 2.2 and later, 2.1, 2.0. A server drops fields it does
 not know without a word, so which one holds is asked of the server (`mobileclip.kubeflow.cluster.start`)."""
+
+INDEX_FORMS = ("backoffLimitPerIndex", "podFailurePolicy", "completionMode")
+"""What a server knows of Indexed Jobs: Kubernetes 1.29 and later, 1.26, 1.22. An older one drops the mode."""
+_BAD_INPUT = 2  # exit code of a worker whose input is wrong: no other try mends it, nor does another index
+_KEPT = 7 * 24 * 3600  # for which an ended Indexed Job is kept without an owner [s]
 
 _SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 _POD_SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -54,6 +59,7 @@ APIS: dict[Kind, Api] = {
         "kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name",
         ("training.kubeflow.org/replica-type", "master"),
     ),
+    "Job": Api("batch", "v1", "jobs", "job-name", ("batch.kubernetes.io/job-completion-index", "0")),
 }  # fmt: skip
 
 
@@ -65,7 +71,7 @@ class Job:
         stage: Stage that the job computes; its name starts with it.
         image: Image of the nodes.
         command: Started once on every node, such as `torchrun -m ...`.
-        nodes: Number of nodes.
+        nodes: Number of nodes; of an Indexed Job its indices.
         processes: Processes per node, one per accelerator.
         kind: Kind of the job.
         runtime: ClusterTrainingRuntime of a TrainJob; its replicated job and container are called `node`.
@@ -78,6 +84,8 @@ class Job:
         tolerations: Kubernetes `tolerations`.
         affinity: Kubernetes `affinity`.
         labels: Labels of the job; they do not enter its name.
+        parallel: Indices of an Indexed Job at once; 0 = all that the cluster has room for.
+        retries: Further starts of each index of an Indexed Job.
     """
 
     stage: str
@@ -96,6 +104,8 @@ class Job:
     tolerations: Sequence[Json] = ()
     affinity: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    parallel: int = 0
+    retries: int = 3
 
     @property
     def digest(self) -> str:
@@ -120,7 +130,7 @@ def render(job: Job, *, owner: Json | None = None, form: str = PATCH_FORMS[0]) -
     Args:
         job: The job.
         owner: Owner reference; the job is deleted with its owner.
-        form: One of `PATCH_FORMS`; of no account for a PyTorchJob.
+        form: One of `PATCH_FORMS` for a TrainJob, of `INDEX_FORMS` for an Indexed Job.
     """
     metadata: Json = {
         "name": job.name,
@@ -129,8 +139,20 @@ def render(job: Job, *, owner: Json | None = None, form: str = PATCH_FORMS[0]) -
     }
     if owner:
         metadata["ownerReferences"] = [owner]
-    spec = _train_job(job, form) if job.kind == "TrainJob" else _pytorch_job(job)
+    if job.kind == "Job":
+        spec = _indexed_job(job, form if form in INDEX_FORMS else INDEX_FORMS[0])
+    else:
+        spec = _train_job(job, form) if job.kind == "TrainJob" else _pytorch_job(job)
     return {"apiVersion": f"{job.api.group}/{job.api.version}", "kind": job.kind, "metadata": metadata, "spec": spec}
+
+
+def progress(job: Job, status: Mapping[str, Any]) -> str:
+    """How far an Indexed Job is: `37 of 64 groups, 2 retried`; empty for other kinds."""
+    if job.kind != "Job":
+        return ""
+    done, failed = int(status.get("succeeded") or 0), int(status.get("failed") or 0)
+    lost = f", groups {status['failedIndexes']} lost" if status.get("failedIndexes") else ""
+    return f"{done} of {job.nodes} groups" + (f", {failed} retried" if failed else "") + lost
 
 
 def outcome(status: Mapping[str, Any]) -> tuple[str, str]:
@@ -226,3 +248,46 @@ def _pytorch_job(job: Job) -> Json:
     if job.deadline:
         policy["activeDeadlineSeconds"] = job.deadline
     return {"nprocPerNode": str(job.processes), "pytorchReplicaSpecs": replicas, "runPolicy": policy}
+
+
+def _indexed_job(job: Job, form: str) -> Json:
+    """One index a group; the kubelet tells each pod its own as `JOB_COMPLETION_INDEX`.
+
+    Evictions and preemptions are not counted against an index. Where the server has it, an index that fails too often
+    ends itself alone, and wrong input ends the job at once.
+    """
+    container: Json = {
+        "name": "group",
+        "image": job.image,
+        "command": list(job.command),
+        "env": list(job.env),
+        "securityContext": _SECURITY,
+    }
+    for key, value in (("resources", dict(job.resources)), ("volumeMounts", list(job.volume_mounts))):
+        if value:
+            container[key] = value
+    pod = {
+        "restartPolicy": "Never", "securityContext": _POD_SECURITY, "containers": [container], **_placement(job),
+    }  # fmt: skip
+    metadata: Json = {"annotations": {"sidecar.istio.io/inject": "false"}}
+    if job.labels:
+        metadata["labels"] = dict(job.labels)
+    spec: Json = {
+        "completionMode": "Indexed",
+        "completions": job.nodes,
+        "parallelism": min(job.nodes, job.parallel or job.nodes),
+        "ttlSecondsAfterFinished": _KEPT,
+        "template": {"metadata": metadata, "spec": pod},
+    }
+    if form == "backoffLimitPerIndex":
+        spec["backoffLimitPerIndex"] = job.retries
+    else:
+        spec["backoffLimit"] = job.retries * job.nodes
+    if form != "completionMode":
+        spec["podFailurePolicy"] = {"rules": [
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [_BAD_INPUT]}},
+        ]}  # fmt: skip
+    if job.deadline:
+        spec["activeDeadlineSeconds"] = job.deadline
+    return spec

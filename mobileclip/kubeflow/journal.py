@@ -74,12 +74,14 @@ def noted(root: str, stage: str, group: str = "") -> Iterator[list[str]]:
     place = storage.join(root, FOLDER, run_id(), f"{stage}{'-' if group else ''}{group.replace('/', '-of-')}.json")
     begun = Note(stage, group=group, attempts=_attempts(place) + 1, pod=socket.gethostname())
     _write(place, asdict(begun))
+    logger.info("%s%s begins (attempt %d)", stage, f" group {group}" if group else "", begun.attempts)
     said: list[str] = []
     start = time.monotonic()
 
     def end(outcome: str, error: str = "") -> None:
         ended = replace(begun, outcome=outcome, seconds=round(time.monotonic() - start, 1), error=error[:_LONGEST])
         _write(place, asdict(ended))
+        logger.info("%s %s after %.0f s%s", stage, outcome, ended.seconds, f": {error}" if error else "")
 
     try:
         yield said

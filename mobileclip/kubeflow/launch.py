@@ -91,7 +91,7 @@ def run(
         work = describe(stage, config, where, inputs)
         settings = asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
         if settings.get("resources"):
-            _on_cluster(job(stage, work, nodes, settings))
+            on_cluster(job(stage, work, nodes, settings))
         else:
             on_this_machine(stage, work, nodes.processes)
         if not kubeflow_run.is_done(stage, config, where, **inputs):
@@ -116,9 +116,6 @@ def job(stage: str, work: str, nodes: Nodes, settings: Mapping[str, Any]) -> Job
         nodes: On what it runs.
         settings: Fields of Kubeflow's TaskConfig by name; None = empty.
     """
-    inherited = [entry for entry in settings.get("env") or [] if "fieldRef" not in (entry.get("valueFrom") or {})]
-    own = [{"name": name, "value": os.environ[name]} for name in _OWN if os.environ.get(name)]
-    run_id = os.environ.get("KFP_RUN_ID", "")
     return Job(
         stage=stage,
         image=nodes.image,
@@ -128,15 +125,25 @@ def job(stage: str, work: str, nodes: Nodes, settings: Mapping[str, Any]) -> Job
         kind=nodes.kind,
         runtime=nodes.runtime,
         deadline=nodes.deadline,
-        resources=settings.get("resources") or {},
-        env=[*inherited, *own],
-        volumes=settings.get("volumes") or [],
-        volume_mounts=settings.get("volume_mounts") or [],
-        node_selector=settings.get("node_selector") or {},
-        tolerations=settings.get("tolerations") or [],
-        affinity=settings.get("affinity") or {},
-        labels={RUN_LABEL: run_id} if run_id else {},
+        **inherited(settings),
     )
+
+
+def inherited(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the pods of a job take over from the launcher's task: resources, environment, volumes, place, labels."""
+    passed = [entry for entry in settings.get("env") or [] if "fieldRef" not in (entry.get("valueFrom") or {})]
+    own = [{"name": name, "value": os.environ[name]} for name in _OWN if os.environ.get(name)]
+    run_id = os.environ.get("KFP_RUN_ID", "")
+    return {
+        "resources": settings.get("resources") or {},
+        "env": [*passed, *own],
+        "volumes": settings.get("volumes") or [],
+        "volume_mounts": settings.get("volume_mounts") or [],
+        "node_selector": settings.get("node_selector") or {},
+        "tolerations": settings.get("tolerations") or [],
+        "affinity": settings.get("affinity") or {},
+        "labels": {RUN_LABEL: run_id} if run_id else {},
+    }
 
 
 def on_this_machine(stage: str, work: str, processes: int) -> None:
@@ -152,7 +159,13 @@ def on_this_machine(stage: str, work: str, processes: int) -> None:
         raise MobileClipError(f"{stage}: a process ended with exit code {code}, see its words above.")
 
 
-def _on_cluster(job: Job) -> None:
+def on_cluster(job: Job) -> None:
+    """Run a job to its end on the cluster that this pod is a part of.
+
+    Raises:
+        ConfigError: The client library or rights are missing.
+        MobileClipError: The job failed.
+    """
     try:
         from mobileclip.kubeflow import cluster
     except ModuleNotFoundError as error:

@@ -178,6 +178,17 @@ def parse_group(group: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def count_groups(groups: Sequence[str]) -> int:
+    """The number of groups, given each by name or as `all/N`.
+
+    Raises:
+        ConfigError: Some are missing, there twice, or of another count.
+    """
+    if len(groups) == 1 and groups[0].startswith("all/"):
+        return parse_group("0" + groups[0].removeprefix("all"))[1]
+    return check_groups(groups)
+
+
 def check_groups(groups: Sequence[str]) -> int:
     """The number of groups, where each is there once.
 

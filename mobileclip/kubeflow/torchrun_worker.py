@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
     try:
-        work = _parse(sys.argv[1:] if argv is None else argv)
+        work = parse(sys.argv[1:] if argv is None else argv)
         where = kubeflow_run.Run(work["root"], work["code"], work["generation"])
         kubeflow_run.take_part(work["stage"], work["config"], where, **work["inputs"])
     except MobileClipError as error:
@@ -31,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str]) -> dict[str, Any]:
+def parse(argv: Sequence[str]) -> dict[str, Any]:
+    """Read WORK.
+
+    Raises:
+        ConfigError: It is not what a launcher writes.
+    """
     wanted = {"stage", "config", "root", "code", "generation", "inputs"}
     try:
         (text,) = argv

@@ -17,11 +17,11 @@ import yaml
 from kubernetes import client
 
 from mobileclip.errors import ConfigError, MobileClipError
-from mobileclip.kubeflow import cluster
+from mobileclip.kubeflow import cluster, fan_out
 from mobileclip.kubeflow import jobs as cluster_jobs
 from mobileclip.kubeflow.jobs import PATCH_FORMS, Job
 from tests.cluster import schemas
-from tests.cluster.jobs import make_job
+from tests.cluster.jobs import SETTINGS, make_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -207,7 +207,7 @@ def test_a_job_that_someone_deletes_is_no_success(place, operator, namespace):
 LAUNCHER = """
 import logging, sys
 from mobileclip import cluster
-from tests.cluster.jobs import make_job
+from tests.cluster.jobs import SETTINGS, make_job
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 config, namespace, workflow = sys.argv[1:]
 cluster.run(cluster.connect(kubeconfig=config, namespace=namespace, workflow=workflow, poll=0.1), make_job())
@@ -339,3 +339,23 @@ def test_without_a_cluster_there_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"^cluster: no credentials of a Kubernetes cluster here"):
         cluster.connect()
     assert isinstance(make_job(), Job)
+
+
+def test_a_server_without_indexed_jobs_is_told_apart_and_nothing_is_left_there(place, operator, namespace):
+    """1.20 drops the completion mode without a word: the groups would all compute index 0."""
+    job = fan_out.job("caption", "{}", 3, {"image": "registry/m@sha256:1", "parallel": 2, "retries": 1}, SETTINGS)
+    with pytest.raises(ConfigError, match=r"^cluster: this server has no Indexed Jobs"):
+        cluster.start(place, job)
+    assert operator.jobs(namespace, job) == []
+
+
+def test_the_real_server_takes_the_job_of_a_launcher_with_the_least_rights(place, operator, namespace):
+    """What 1.20 does not know is dropped; all else passes its validation."""
+    job = fan_out.job("caption", "{}", 3, {"image": "registry/m@sha256:1", "parallel": 2, "retries": 1}, SETTINGS)
+    body = cluster_jobs.render(job, form="completionMode")
+    held = client.BatchV1Api(operator.api).create_namespaced_job(namespace, body)
+    assert (held.spec.completions, held.spec.parallelism, held.spec.backoff_limit) == (3, 2, 3)
+    (container,) = held.spec.template.spec.containers
+    assert container.resources.limits["nvidia.com/gpu"] == "8"
+    assert held.spec.template.spec.security_context.run_as_non_root
+    cluster.cancel(place, job)

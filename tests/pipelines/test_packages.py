@@ -18,7 +18,7 @@ from components.images import IMAGE
 from mobileclip.chain import CHAIN
 from mobileclip.config import STAGES
 from mobileclip.kubeflow import launch
-from pipelines import arguments, defaults, sizes
+from pipelines import arguments, defaults, resources, sizes
 from pipelines.catalog import PIPELINES
 from pipelines.compile import compile_manifests, compile_package
 from pipelines.release import EARLIER
@@ -97,9 +97,41 @@ def test_release_starts_from_an_earlier_run(packages):
     assert stage_edges(packages["release", "gpu"][0]) == wanted
 
 
-@pytest.mark.parametrize(("name", "profile"), [("train", "gpu"), ("reinforce", "gpu")])
-def test_stages_that_fan_out_loop_over_groups_and_merge(packages, name, profile):
+@pytest.mark.parametrize(("name", "profile"), [("train", "gpu"), ("reinforce", "gpu"), ("train", "small")])
+def test_stages_that_fan_out_are_one_task_that_starts_a_job(packages, name, profile):
     document = packages[name, profile][0]
+    assert not any("parameterIterator" in task for task in chain_of(document).values())
+    for stage in FAN_OUT:
+        (task,) = (task for task in chain_of(document).values() if task["taskInfo"]["name"] == stage)
+        component = document["components"][task["componentRef"]["name"]]
+        pods = task["inputs"]["parameters"]["pods"]["runtimeValue"]["constant"]
+        assert pods == {"image": IMAGE, "parallel": 32, "retries": TABLE[profile][stage].retries}
+        assert task["inputs"]["parameters"]["groups"] == {"componentInputParameter": "groups"} or task["inputs"][
+            "parameters"
+        ]["groups"]["componentInputParameter"].endswith("groups")
+        assert {row["field"] for row in component["taskConfigPassthroughs"]} >= {"RESOURCES", "KUBERNETES_VOLUMES"}
+
+
+def test_a_small_profile_asks_for_less_than_it_may_use(packages):
+    document = packages["train", "small"][0]
+    asked = [e["container"]["resources"] for e in document["deploymentSpec"]["executors"].values()]
+    for row in asked:
+        assert row["resourceCpuRequest"] in {"250m", "50m"}
+        assert row["resourceCpuLimit"] in {"4", "1"}
+        assert "accelerator" not in row
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    """The package for accounts that may start no jobs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resources, "FAN_OUT", "ParallelFor")
+        path = tmp_path_factory.mktemp("loop") / "train.yaml"
+        return yaml.safe_load_all(compile_package("train", defaults.read(), path, profile="cpu").read_text())
+
+
+def test_stages_that_fan_out_loop_over_groups_and_merge_where_jobs_are_not_allowed(loop):
+    document = next(loop)
     tasks = chain_of(document)
     for stage in FAN_OUT:
         producer = tasks[stage]["inputs"]["artifacts"]["parts"]["taskOutputArtifact"]["producerTask"]
@@ -197,11 +229,12 @@ def test_sizes_are_printed_and_do_not_depend_on_the_number_of_shards(packages, t
     assert rows[400].package == len(texts["train", "gpu"])
     assert rows[400].parameters < arguments.MAX_BYTES
     assert sizes.main(["--shards", "65536", "--groups", "16"]) == 0
-    assert sizes.main(["--shards", "65536", "--groups", "128"]) == 1
+    assert sizes.main(["--shards", "65536", "--groups", "1024"]) == 0
     said = capsys.readouterr().out
     assert "65536 shards in 16 groups" in said
     assert all(name in said for name in PIPELINES)
-    assert sizes.main(["--groups", "9999"]) == 2
+    assert sizes.main(["--groups", "99999"]) == 2
+    assert sizes.measure("train", profile="gpu", shards=65_536, groups=1024).workflow == rows[400].workflow
 
     for documents in packages.values():
         assert len(yaml.safe_dump_all(documents)) < 200_000
@@ -211,8 +244,9 @@ def test_sizes_are_printed_and_do_not_depend_on_the_number_of_shards(packages, t
 
 
 @pytest.mark.parametrize(("groups", "pods", "workflow"), [(4, 52, 358_000), (64, 412, 1_040_000)])
-def test_sizes_are_those_that_a_real_backend_showed(groups, pods, workflow):
+def test_sizes_are_those_that_a_real_backend_showed(groups, pods, workflow, monkeypatch):
     """KFP 2.17 with Argo 4.0: 52 pods with 4 groups; 64 groups met the limit of 1 MiB in the second loop."""
+    monkeypatch.setattr(resources, "FAN_OUT", "ParallelFor")
     found = sizes.measure("train", profile="cpu", shards=1280, groups=groups)
     assert found.pods == pods
     # 11 stages and `finish` with a driver each, four graphs, three pods per group for caption and reinforce.

@@ -9,7 +9,7 @@ import pytest
 from mobileclip.errors import ConfigError
 from mobileclip.kubeflow import journal
 from mobileclip.lineage import code
-from pipelines import arguments, defaults, submit, versions
+from pipelines import arguments, defaults, resources, submit, versions
 from pipelines.catalog import build
 from pipelines.compile import compile_package
 from pipelines.resources import PROFILES
@@ -58,7 +58,7 @@ def test_a_run_is_told_where_it_works_and_for_which_code(call, api):
     assert given.pop("generation")
     assert given == {
         "root": "/data/runs/one", "source": "/data/raw", "source_digest": "f" * 64,
-        "code": code.package_digest(), "groups": ["0/3", "1/3", "2/3"],
+        "code": code.package_digest(), "groups": ["all/3"],
     }  # fmt: skip
 
 
@@ -142,8 +142,7 @@ def test_wrong_sections_are_refused_before_anything_is_uploaded(call, api, tmp_p
     ("changed", "sentence"),
     [
         (["--groups", "0"], "groups: got 0"),
-        (["--groups", "5000"], "groups: got 5000"),
-        (["--groups", "64"], "groups: got 64, want at most 5"),
+        (["--groups", "50000"], "groups: got 50000"),
         (["--source", ""], "source: missing"),
         (["--params", "nowhere.yaml"], "params: no file"),
         (["--host", "http://127.0.0.1:9"], "host: no Kubeflow Pipelines API answers at"),
@@ -153,6 +152,17 @@ def test_wrong_arguments_are_refused_before_anything_is_uploaded(call, api, caps
     assert call(*changed) == 2
     assert capsys.readouterr().err.startswith(f"error: {sentence}")
     assert not api[1].pipelines
+
+
+def test_a_loop_takes_as_many_groups_as_fit_and_a_job_any_number(call, api, capsys, monkeypatch):
+    assert call("--groups", "1024") == 0
+    (run,) = api[1].runs.values()
+    assert run["runtime_config"]["parameters"]["groups"] == ["all/1024"]
+    monkeypatch.setattr(resources, "FAN_OUT", "ParallelFor")
+    monkeypatch.setattr(arguments, "FAN_OUT", "ParallelFor")
+    assert call("--groups", "64") == 2
+    assert re.match(r"error: groups: got 64, want at most \d\d: Argo keeps", capsys.readouterr().err)
+    assert len(api[1].versions) == 1
 
 
 def test_too_many_parameters_are_refused_here_and_by_the_server(call, api, tmp_path, capsys):
