@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobileclip.config import STAGES, Params
 from mobileclip.errors import ConfigError
 from mobileclip.kubeflow import journal, sweep
+from mobileclip.preflight.problem import of_stages, report
+from mobileclip.preflight.sections import check as check_sections
 from pipelines import arguments, catalog, defaults, server, sizes, waiting
 from pipelines.api import Api, connect
 from pipelines.catalog import PIPELINES
@@ -56,6 +59,8 @@ def _submit(chosen: argparse.Namespace) -> Callable[[], tuple[Api, Any]]:
     canonical = defaults.read(chosen.defaults)
     sections = defaults.read(chosen.params)
     pipeline = catalog.build(chosen.pipeline, canonical, chosen.profile)
+    stages = set(pipeline.component_spec.inputs or {}) & set(STAGES)
+    report(of_stages(check_sections(Params.model_validate(sections)), stages))  # the pods see data and models, not we
     digests = {"source": chosen.source_digest, "towers": chosen.towers_digest}
     students = sweep.read(chosen.students, sections["distill"]) if chosen.students else None
     given = arguments.build_remote(

@@ -51,6 +51,21 @@ def test_look_ups():
         content.column("blip")
 
 
+def test_the_split_that_is_judged_on():
+    def content(**samples):
+        shards = [
+            Shard(name=f"{s}-0", split=s, path="x", samples=n, bytes=1, sha256="", uids_sha256="")
+            for s, n in samples.items()
+        ]
+        return Manifest(shards=shards)
+
+    assert content(train=9, validation=3, test=2).held_out("auto") == "test"
+    assert content(train=9, validation=3, test=0).held_out("auto") == "validation"
+    assert content(train=9).held_out("auto") == "test"  # which is absent, and is said to be: never the training split
+    assert content(train=9).held_out("auto", ("test", "validation", "train")) == "train"
+    assert content(train=9, test=2).held_out("validation") == "validation"
+
+
 def test_with_column_adds_or_replaces():
     other = _column(path="coca/y.safetensors")
     replaced = _content().with_column(other)

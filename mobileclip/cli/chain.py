@@ -57,15 +57,17 @@ def run(
     if all(current(row) for row in chosen):
         console.print(f"all {len(chosen)} stages are current in {root}")
         return _summary(root, [row.stage for row in chosen])
-    from mobileclip import preflight
     from mobileclip.entry import run_stage
+    from mobileclip.preflight.check import check
+    from mobileclip.preflight.facts import read_facts
+    from mobileclip.preflight.problem import report
     from mobileclip.tracking import runs as tracking
 
     def look(data: str) -> None:
         """Refuse what cannot work, all of it at once; with the prepared data also what does not fit them."""
-        facts = preflight.read_facts(data) if data else None
+        facts = read_facts(data) if data else None
         stages = [row.stage for row in chosen]
-        preflight.report(preflight.check(values, facts=facts, towers=towers, root=root, stages=stages))
+        report(check(values, facts=facts, towers=towers, root=root, stages=stages))
 
     prepared = storage.join(root, CHAIN[0].stage)
     look("" if chosen[0] is CHAIN[0] and not current(CHAIN[0]) else _is_there(prepared))

@@ -126,6 +126,7 @@ def test_a_version_never_changes_what_it_holds(call, api, capsys):
     [
         (lambda s: s["caption"].update(temprature=1.0), "caption.temprature: unknown key"),
         (lambda s: s["export"].update(opset=3), "export.opset: got 3"),
+        (lambda s: s["filter"].update(model="trained:x"), "filter.model: got 'trained:x'"),
         (lambda s: s.update(destill={}), "destill: unknown key"),
     ],
 )

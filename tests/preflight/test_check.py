@@ -9,7 +9,9 @@ from mobileclip.config import Params, read_params
 from mobileclip.config.reading import complete
 from mobileclip.errors import ConfigError
 from mobileclip.models import hub
-from mobileclip.preflight import Facts, Problem, check, read_facts, report
+from mobileclip.preflight.check import check
+from mobileclip.preflight.facts import Facts, read_facts
+from mobileclip.preflight.problem import Problem, report
 
 ROOT = Path(__file__).parents[2]
 SMALL = read_params(ROOT / "params" / "own-small.yaml")

@@ -72,6 +72,15 @@ def test_every_sample_of_the_split_has_its_captions(finished, data):
     assert [s.sha256 for s in content.shards] == [s.sha256 for s in manifest.read(data).shards]
 
 
+def test_off_hands_the_dataset_on_without_a_column(data, tmp_path):
+    out = str(tmp_path / "off")
+    config = CONFIG.model_copy(update={"enabled": False})
+    assert caption.run(config, out=out, tracker=LogTracker(), data=data, group=1, num_groups=2) == {}
+    assert not (tmp_path / "off").exists()
+    assert caption.run(config, out=out, tracker=LogTracker(), data=data, num_groups=2, merge=True) == {}
+    assert manifest.read(out) == manifest.read(data).moved(data, out)
+
+
 def test_report_and_figure(finished):
     out, metrics = finished
     report = json.loads((Path(out) / "quality.json").read_text())
