@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mobileclip.convert.param_aug import extent
-from mobileclip.data.images import decode
+from mobileclip.data.images import FORMATS, decode
 from mobileclip.errors import DataError
 
 _ORIENTATION = 0x0112
@@ -49,7 +49,7 @@ def same_bytes(data: bytes, sha256: object) -> str:
 
 
 def _reads_plainly(data: bytes, image: Image.Image) -> bool:
-    with Image.open(io.BytesIO(data)) as plain:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as plain:
         if plain.mode in {"RGB", "L", "CMYK"} and plain.getexif().get(_ORIENTATION, 1) == 1:
             return "transparency" not in plain.info
         return plain.size == image.size and np.array_equal(np.asarray(plain.convert("RGB")), np.asarray(image))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 # What image collections hold; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -53,7 +53,7 @@ class Geometry(Protocol):
 
 def extensions() -> frozenset[str]:
     """Endings of the files that `decode` takes, in lower case and with the dot."""
-    return frozenset(ending for ending, format_ in Image.registered_extensions().items() if format_ in _FORMATS)
+    return frozenset(ending for ending, format_ in Image.registered_extensions().items() if format_ in FORMATS)
 
 
 def decode(data: bytes | Path, *, max_pixels: int = 0) -> Image.Image:
@@ -74,7 +74,7 @@ def decode(data: bytes | Path, *, max_pixels: int = 0) -> Image.Image:
         with contextlib.nullcontext() if max_pixels else warnings.catch_warnings():
             if not max_pixels:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             if max_pixels and width * height > max_pixels:
                 raise DataError(f"image: {width}x{height} pixels, want at most {max_pixels} in all.")

@@ -114,7 +114,7 @@ def _pixelate(x: Floats, level: int, _: np.random.Generator) -> Floats:
 def _jpeg(x: Floats, level: int, _: np.random.Generator) -> Floats:
     stream = io.BytesIO()
     _to_image(x).save(stream, "JPEG", quality=(25, 18, 15, 10, 7)[level])
-    return _from_image(Image.open(stream).convert("RGB"))
+    return _from_image(Image.open(stream, formats=("JPEG",)).convert("RGB"))
 
 
 _CHANGES: dict[str, _Change] = {

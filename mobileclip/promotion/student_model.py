@@ -83,6 +83,8 @@ def download(name: str, number: int, part: str) -> Path:
 
 
 def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: bytes, described: Any) -> None:
+    import pandas  # type: ignore[import-untyped]  # MLflow brings it
+
     with tempfile.TemporaryDirectory() as folder:
         # Copies with plain names: MLflow writes the paths it is given into the model.
         root = Path(folder)
@@ -98,7 +100,7 @@ def _save(mlflow: Any, target: Path, *, student: Path, evidence: Path, example: 
             code_paths=[str(module) for module in modules],
             artifacts={name: str(root / name) for name in ("student", "evidence")},
             signature=_signature(mlflow),
-            input_example={"image": [base64.b64encode(example).decode()], "text": [_TEXT]},
+            input_example=pandas.DataFrame([{"image": base64.b64encode(example).decode(), "text": _TEXT}]),
             pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             mlflow_model=described,
         )

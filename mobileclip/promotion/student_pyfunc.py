@@ -4,18 +4,23 @@ MLflow copies this one file into the model and runs it there, so it imports noth
 the model's own requirements alone. The one thing it may need beside open_clip is the project's own architectures;
 they travel as the module `mobileclip_architectures`.
 
-A row has an `image`, a `text`, or both. `image` is encoded bytes (JPEG, PNG, WebP), the same in base64, or an array
-uint8 [height, width, 3]. Without `labels` a row gives `image_embedding` and `text_embedding`; with `labels` it gives
-`probabilities`, one per label in their order (softmax of logit scale times cosine), for its image.
+A row has an `image`, a `text`, or both. `image` is encoded bytes (JPEG, PNG, WebP, GIF, BMP), the same in base64, or an
+array [height, width, 3] of whole numbers 0 to 255 or of fractions 0 to 1. Without `labels` a row gives
+`image_embedding` and `text_embedding`; with `labels` it gives `probabilities`, one per label in their order (softmax of
+logit scale times cosine), for its image. Lists in one row, as `{"text": ["a cat", "a dog"]}` arrives, are rows.
+
+What cannot be answered is refused in one sentence, which MLflow's server passes on with status 400.
 """
 
 import base64
+import binascii
 import gzip
 import importlib
 import io
 import itertools
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -27,6 +32,9 @@ import numpy as np
 import open_clip
 import pandas as pd  # type: ignore[import-untyped]
 import torch
+import transformers.dynamic_module_utils
+from mlflow.exceptions import MlflowException  # noqa: TID251 - as above
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE  # noqa: TID251 - as above
 from open_clip.factory import load_checkpoint
 from PIL import Image, ImageOps
 
@@ -34,6 +42,12 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 _BATCH = 64
 # Beyond this ratio of the sides the part that is cropped away is not scaled at all: it would need gigabytes.
 _LONGEST_STRIP = 64
+# As in the stages; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_MAX_PIXELS = int(os.environ.get("MOBILECLIP_MAX_PIXELS") or 1 << 25)
+_MAX_LABELS = int(os.environ.get("MOBILECLIP_MAX_LABELS") or 20_000)
+_MAX_LETTERS = 10_000  # of a text, of which the tower reads some hundred
+transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # a text tower's code is never run, and nobody is asked
 # What a checkpoint may say to its tokenizer; other words would reach transformers, which runs code where it is told to.
 _TOKENIZER = ("clean", "strip_sep_token", "language")
 
@@ -68,10 +82,23 @@ class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         Returns:
             Data frame with one row per input row.
+
+        Raises:
+            MlflowException: The input cannot be used; one sentence.
         """
-        given = dict(params or {})
-        frame = pd.DataFrame(model_input)
-        labels = list(given.get("labels") or [])
+        try:
+            return self._answer(_rows(pd.DataFrame(model_input)), dict(params or {}))
+        except ValueError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            # A server sends the traceback of any other error to its client, with the paths of its files.
+            kind = type(error).__name__
+            raise MlflowException(f"model: cannot answer ({kind}).", error_code=INTERNAL_ERROR) from None
+
+    def _answer(self, frame: pd.DataFrame, given: dict[str, Any]) -> pd.DataFrame:
+        labels = [_text(label, "labels") for label in given.get("labels") or []]
+        if len(labels) > _MAX_LABELS:
+            raise ValueError(f"labels: got {len(labels)}, want at most {_MAX_LABELS}.")
         if labels:
             return pd.DataFrame({"probabilities": self._classify(frame, labels, str(given.get("template") or "{}"))})
         normalize = bool(given.get("normalize", True))
@@ -90,7 +117,9 @@ class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ValueError("labels: given without a column `image`, want pictures to classify.")
         if "{}" not in template:
             raise ValueError(f"template: got '{template}', want a text with {{}} for the label.")
-        texts = self._encode_texts([template.replace("{}", label) for label in labels], True)
+        sentences = [template.replace("{}", label) for label in labels]
+        parts = [sentences[start : start + _BATCH] for start in range(0, len(sentences), _BATCH)]
+        texts = torch.cat([self._encode_texts(part, True) for part in parts])
         scale = float(torch.as_tensor(self.model.logit_scale).exp().reshape(-1)[0])
         bias = getattr(self.model, "logit_bias", None)
 
@@ -108,7 +137,8 @@ class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return self.model.encode_image((pixels.float() / 255 - mean) / std, normalize=normalize).float()  # type: ignore[no-any-return, operator]
 
     def _encode_texts(self, texts: list[Any], normalize: bool) -> torch.Tensor:
-        return self.model.encode_text(self.tokenizer([str(t) for t in texts]), normalize=normalize).float()  # type: ignore[no-any-return, operator]
+        tokens = self.tokenizer([_text(text, "text") for text in texts])
+        return self.model.encode_text(tokens, normalize=normalize).float()  # type: ignore[no-any-return, operator]
 
     def _pixels(self, image: Any) -> torch.Tensor:
         size = self.preprocess["size"]
@@ -137,17 +167,89 @@ def _fit(image: Image.Image, size: int, how: Mapping[str, Any]) -> Image.Image:
     return whole.crop((0, start, size, start + size) if tall else (start, 0, start + size, size))
 
 
+def _rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """One value per cell: lists in a single row, which is how MLflow passes lists on, are spread into rows.
+
+    Raises:
+        ValueError: They differ in length.
+    """
+    known = [name for name in ("image", "text") if name in frame]
+    if len(frame) != 1 or not known:
+        return frame
+    spread = {name: _listed(frame[name].iloc[0], depth=3 if name == "image" else 0) for name in known}
+    lengths = {name: len(values) for name, values in spread.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"input: got {lengths} rows, want as many images as texts.")
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in spread.items()})
+
+
+def _listed(value: Any, *, depth: int) -> list[Any]:
+    """The values of a list, or the one value; a value itself may be nested `depth` deep."""
+    if isinstance(value, np.ndarray) and (value.ndim > depth or value.dtype == object):
+        return list(value)
+    if not isinstance(value, list | tuple):
+        return [value]
+    inner, nested = value, 0
+    while isinstance(inner, list | tuple | np.ndarray) and len(inner):
+        inner, nested = inner[0], nested + 1
+    return list(value) if nested > depth or isinstance(inner, str | bytes) or not nested else [value]
+
+
+def _text(value: Any, name: str) -> str:
+    """A text of a length that a tokenizer takes.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: got {type(value).__name__}, want a text.")
+    if len(value) > _MAX_LETTERS:
+        raise ValueError(f"{name}: got {len(value)} letters, want at most {_MAX_LETTERS}.")
+    return value
+
+
 def _picture(value: Any) -> Image.Image:
-    """Bytes, base64 text or an array to upright RGB; transparency is laid on white."""
+    """Bytes, base64 text or an array to upright RGB; transparency is laid on white.
+
+    Raises:
+        ValueError: It is none of these, damaged, or too large.
+    """
     if isinstance(value, str):
-        value = base64.b64decode(value, validate=True)
+        try:
+            value = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("image: got a text that is no base64, want the bytes of an image in base64.") from None
     if not isinstance(value, bytes | bytearray | memoryview):
-        array = np.array(value.tolist() if isinstance(value, np.ndarray) else value)
-        if array.ndim != 3 or array.shape[2] != 3 or array.min() < 0 or array.max() > 255:
-            raise ValueError(f"image: got an array of shape {array.shape}, want [height, width, 3] of 0 to 255.")
-        return Image.fromarray(array.astype(np.uint8))
-    image = Image.open(io.BytesIO(bytes(value)))
-    image.load()
+        return _from_array(value)
+    try:
+        image = Image.open(io.BytesIO(bytes(value)), formats=_FORMATS)
+        width, height = image.size
+        if width * height <= _MAX_PIXELS:
+            image.load()
+            return _upright(image)
+    except Exception:  # noqa: BLE001 - on damaged bytes Pillow raises far more than it documents
+        raise ValueError(f"image: cannot be decoded, want a whole {', '.join(_FORMATS)}.") from None
+    raise ValueError(f"image: got {width}x{height} pixels, want at most {_MAX_PIXELS} in all.")
+
+
+def _from_array(value: Any) -> Image.Image:
+    wanted = "want [height, width, 3] of whole numbers 0 to 255 or of fractions 0 to 1."
+    try:
+        array = np.array(value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value)
+    except ValueError:  # lists of unequal lengths
+        raise ValueError(f"image: got uneven lists, {wanted}") from None
+    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0 or array.dtype.kind not in "uif":
+        raise ValueError(f"image: got {array.dtype} of shape {list(array.shape)}, {wanted}")
+    low, high = float(array.min()), float(array.max())
+    if array.shape[0] * array.shape[1] > _MAX_PIXELS:
+        raise ValueError(f"image: got {array.shape[1]}x{array.shape[0]} pixels, want at most {_MAX_PIXELS} in all.")
+    fractions = array.dtype.kind == "f" and high <= 1
+    if not (low >= 0 and high <= 255) or not (fractions or np.array_equal(array, np.round(array))):
+        raise ValueError(f"image: got numbers from {low:g} to {high:g}, {wanted}")
+    return Image.fromarray(np.round(array * 255 if fractions else array).astype(np.uint8))
+
+
+def _upright(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(upright, dtype=np.uint16) >> 8).astype(np.uint8)).convert("RGB")

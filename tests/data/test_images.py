@@ -1,10 +1,12 @@
 """Decoding: every odd picture becomes upright RGB or one sentence."""
 
+import ast
 import io
 import resource
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 
+import mobileclip
 from mobileclip.data.images import decode, fit, resize, to_image, to_tensor
 from mobileclip.data.preprocess import Preprocess
 from mobileclip.errors import DataError
@@ -217,3 +220,13 @@ def test_a_line_of_mode_longest_keeps_one_pixel(shape):
     got = np.asarray(fit(Image.new("RGB", shape, (255, 0, 0)), _how(64, "bilinear", "longest", 7)))
     assert (got == (255, 0, 0)).all(axis=2).sum() == 64
     assert (got == 7).all(axis=2).sum() == 64 * 63
+
+
+def test_every_image_is_opened_with_a_list_of_formats():
+    """Pillow tries all its readers where none are named, and that of EPS starts Ghostscript."""
+    trees = [ast.parse(path.read_text()) for path in sorted(Path(mobileclip.__file__).parent.rglob("*.py"))]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found = [call for call in calls if ast.unparse(call.func) == "Image.open"]
+    assert len(found) >= 4
+    bare = [ast.unparse(call) for call in found if "formats" not in {keyword.arg for keyword in call.keywords}]
+    assert bare == []

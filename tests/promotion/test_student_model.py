@@ -10,7 +10,7 @@ import mobileclip
 PACKAGE = Path(mobileclip.__file__).parent
 
 
-@pytest.mark.parametrize("path", ["student_pyfunc.py", "models/architectures.py"])
+@pytest.mark.parametrize("path", ["promotion/student_pyfunc.py", "models/architectures.py"])
 def test_packed_code_imports_nothing_of_this_package(path):
     tree = ast.parse((PACKAGE / path).read_text())
     imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
