@@ -167,6 +167,7 @@ def commit(out: str, plan: ColumnPlan, shard: Shard, tensors: Tensors) -> Column
 class ColumnReader:
     """Rows of one column of one shard, memory-mapped: only the rows asked for are read.
 
+    The file's digest is checked before its first row is read, by whichever process reads it.
     On S3 the whole file is fetched once (`mobileclip.storage.local_copy`), then read in the same way. The bytes are
     mapped here rather than by safetensors, whose slices cost ten times a row's own copy; it checks the file first.
 
@@ -180,6 +181,8 @@ class ColumnReader:
         if part is None:
             raise IntegrityError(f"column '{column.name}': has no rows for shard '{shard.name}'.")
         self._path = storage.local_copy(storage.join(folder, part.path), sha256=part.sha256)
+        self._sha256 = part.sha256
+        storage.share()
         self._tensors: Tensors | None = None
         metadata = self._check()
         if metadata.get("uids_sha256") != shard.uids_sha256:
@@ -195,6 +198,7 @@ class ColumnReader:
     def all(self, name: str) -> torch.Tensor:
         """A whole tensor, as it lies in the file: do not write to it."""
         if self._tensors is None:  # mapped on first use, so that loader processes do not share a handle
+            storage.check(self._path, self._sha256)
             self._tensors = _map_tensors(self._path)
         return self._tensors[name]
 

@@ -76,6 +76,8 @@ def write_shard(folder: str, name: str, split: str, samples: Sequence[tuple[Samp
 class ShardReader:
     """Random access to one tar: headers are read once, members are sliced from a memory map.
 
+    The file's digest is checked before its first member is read, by whichever process reads it.
+
     Raises:
         DataError: The tar is missing, unreadable or does not hold the samples its manifest entry promises (for example
             because it was cut at a member boundary, which tar readers pass over in silence).
@@ -85,6 +87,8 @@ class ShardReader:
         """Open shard `shard` of the dataset in `folder`."""
         self.name = shard.name
         self._path = storage.local_copy(storage.join(folder, shard.path), sha256=shard.sha256)
+        self._sha256 = shard.sha256
+        storage.share()
         self._members = _index(str(self._path), shard)
         self.uids = list(self._members)
         if len(self.uids) != shard.samples or uids_digest(self.uids) != shard.uids_sha256:
@@ -113,6 +117,7 @@ class ShardReader:
 
     def _read(self, span: tuple[int, int]) -> bytes:
         if self._map is None:  # opened on first use, so that loader processes do not share a handle
+            storage.check(self._path, self._sha256)
             with self._path.open("rb") as handle:
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map[span[0] : span[0] + span[1]]

@@ -14,6 +14,7 @@ import torch
 
 from mobileclip.data.preprocess import image_tensor
 from mobileclip.errors import MobileClipError
+from mobileclip.models.checkpoints import is_shortage
 from mobileclip.models.zoo import Clip
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _in_batches(
         try:
             parts.append(encode(items[start : start + size]).float().cpu())
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_shortage(error):
                 raise
             size = min(size, len(items) - start)
             if size == 1:
@@ -86,11 +87,6 @@ def _in_batches(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return torch.cat(parts)
-
-
-def _is_memory(error: Exception) -> bool:
-    """The CPU's allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _place(clip: Clip) -> torch.device:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mobileclip import storage
 from mobileclip.errors import DataError
+from mobileclip.models.checkpoints import read
 
 
 class TrunkTower(nn.Module):
@@ -79,7 +79,7 @@ def load_trunk(module: nn.Module, uri: str | Path, *, whose: str, heads: Sequenc
     path = storage.local_copy(uri) if storage.exists(uri) else Path()
     if not path.is_file():
         raise DataError(f"{whose}: no weights at '{uri}'.")
-    weights = {k: v for k, v in load_file(str(path)).items() if not k.startswith(tuple(heads))}
+    weights = {k: v for k, v in read(path).items() if not k.startswith(tuple(heads))}
     missing, unexpected = module.load_state_dict(weights, strict=False)
     missing = [k for k in missing if not k.startswith(tuple(heads)) and "position_ids" not in k]
     unexpected = [k for k in unexpected if "position_ids" not in k]

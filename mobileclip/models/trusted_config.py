@@ -54,6 +54,7 @@ _MOST_OTHERS = 65_536
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Keys of a Hugging Face folder by which transformers imports a module, from the folder or from a hub.
 _CODE_KEYS = re.compile(r"auto_map|custom_\w*|trust_remote_code|\w*attn_implementation\w*|\w*kernel\w*|\w*_code\w*")
+_PLACE = re.compile(r"[/\\]|\.\.")  # in what ought to be a file's plain name
 _LONGEST = 8
 
 
@@ -82,6 +83,24 @@ def checked_config(config: Any, *, where: str) -> dict[str, Any]:
     return found
 
 
+def fewest_parameters(config: Mapping[str, Any]) -> int:
+    """Parameters that a model of a checked `model_cfg` has at least; a weights file with fewer bytes is not of it."""
+    return sum(_fewest(config[name]) for name in _SECTIONS if name in config)
+
+
+def _fewest(section: Mapping[str, Any]) -> int:
+    """Of a tower in open_clip's own numbers; 0 where timm's or Hugging Face's decide."""
+    if section.get("timm_model_name") or section.get("hf_model_name"):
+        return 0
+    width, layers, vocabulary, places, size, patch = (
+        section.get(key) or 0 for key in ("width", "layers", "vocab_size", "context_length", "image_size", "patch_size")
+    )
+    if isinstance(layers, list):  # a residual network's blocks, each with a convolution of three by three
+        return int(9 * sum(layers) * width**2)
+    places = (size // patch) ** 2 if isinstance(size, int) and patch else places
+    return int(4 * layers * width**2 + (vocabulary + places) * width)
+
+
 def check_text_folder(folder: Path) -> None:
     """Refuse a Hugging Face folder that names code of its own: transformers would import it.
 
@@ -103,6 +122,15 @@ def check_text_folder(folder: Path) -> None:
             if _CODE_KEYS.fullmatch(key) and content[key] is not None:
                 raise DataError(
                     f"model: '{folder.name}/{path.name}' has the key '{key}', which can load code; want it gone."
+                )
+            # Where the vocabulary lay when it was written stands in old ones; transformers reads the others.
+            if (
+                key.endswith(("_file", "_files"))
+                and key != "special_tokens_map_file"
+                and _PLACE.search(str(content[key]))
+            ):
+                raise DataError(
+                    f"model: '{folder.name}/{path.name}': {key}: got {str(content[key])[:80]!r}, want a file beside it."
                 )
     if scripts := sorted(path.name for path in folder.glob("*.py")):
         raise DataError(

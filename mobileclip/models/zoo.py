@@ -22,11 +22,11 @@ from safetensors.torch import save as save_safetensors
 from mobileclip import storage
 from mobileclip.data import images
 from mobileclip.data.preprocess import Preprocess, image_tensor
-from mobileclip.errors import ConfigError, DataError
+from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.models import hub
 from mobileclip.models.architectures import own_names, register
 from mobileclip.models.building import architecture, build, build_tokenizer, default_preprocess, hub_files
-from mobileclip.models.checkpoints import DAMAGE, SUFFIXES, first_line, fit, read
+from mobileclip.models.checkpoints import DAMAGE, SUFFIXES, first_line, fit, read, refuse_shortage
 from mobileclip.models.clip import Clip
 from mobileclip.models.published import (
     APPLE_LICENSE,
@@ -37,7 +37,7 @@ from mobileclip.models.published import (
     statistics_of_file,
     variant_of_hub,
 )
-from mobileclip.models.trusted_config import checked_config
+from mobileclip.models.trusted_config import checked_config, fewest_parameters
 
 __all__ = [
     "CARD_FILE",
@@ -84,7 +84,8 @@ def create(model: str, *, text_folder: Path | None = None) -> Clip:
     config = architecture(model)
     try:
         built = build(config, text_folder)
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, TypeError, AssertionError, MemoryError) as error:
+        refuse_shortage(error, model)
         if not model.startswith("timm:"):
             raise
         raise ConfigError(f"model: '{model}' cannot be built: {first_line(error)}.") from None  # type: ignore[arg-type]
@@ -203,45 +204,89 @@ def save(
     weights = {k: v.detach().cpu().contiguous() for k, v in sorted(clip.model.state_dict().items())}
     data = save_safetensors(weights)
     sha256 = hashlib.sha256(data).hexdigest()
-    config = {"model_cfg": clip.config, "preprocess_cfg": clip.preprocess.as_open_clip()}
+    files = {CONFIG_FILE: _json({"model_cfg": clip.config, "preprocess_cfg": clip.preprocess.as_open_clip()})}
     if "hf_model_name" in clip.config["text_cfg"] and clip.folder:  # without one the hub's cache has the files
         for path in sorted(_text_folder(clip).iterdir()):
             if path.suffix in {".json", ".txt"}:  # configuration and vocabulary; the weights are in the checkpoint
-                storage.write_bytes(storage.join(folder, TEXT_FOLDER, path.name), path.read_bytes())
-    storage.write_bytes(storage.join(folder, WEIGHTS_FILE), data)
-    storage.write_bytes(storage.join(folder, CARD_FILE), _json({**card, "license": license, "sha256": sha256}))
-    storage.write_bytes(storage.join(folder, CONFIG_FILE), _json(config))
+                files[f"{TEXT_FOLDER}/{path.name}"] = path.read_bytes()
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    written = {**card, "license": license, "sha256": sha256, "files": digests}
+    for name, content in {WEIGHTS_FILE: data, CARD_FILE: _json(written), **dict(reversed(files.items()))}.items():
+        storage.write_bytes(storage.join(folder, name), content)
     return sha256
 
 
 def _load_folder(uri: str, name: str) -> Clip:
     try:
-        folder = storage.local_dir(uri)
-        raw = json.loads((folder / CONFIG_FILE).read_text())
-        card = json.loads((folder / CARD_FILE).read_text()) if (folder / CARD_FILE).is_file() else {}
-    except (DataError, FileNotFoundError):
-        raise DataError(
-            f"model: no checkpoint at '{uri}', want a folder with {CONFIG_FILE} and {WEIGHTS_FILE}."
-        ) from None
-    except (ValueError, RecursionError):
-        raise DataError(f"model: '{uri}/{CONFIG_FILE}' or {CARD_FILE} beside it is not JSON.") from None
+        folder: Path | None = storage.local_dir(uri)
+    except DataError:
+        folder = None
+    if folder is None or not (folder / CONFIG_FILE).is_file():
+        raise DataError(f"model: no checkpoint at '{uri}', want a folder with {CONFIG_FILE} and {WEIGHTS_FILE}.")
+    raw = _read_json(folder / CONFIG_FILE, f"{uri}/{CONFIG_FILE}")
+    card = _read_json(folder / CARD_FILE, f"{uri}/{CARD_FILE}") if (folder / CARD_FILE).is_file() else {}
     config = _checked(raw, f"{uri}/{CONFIG_FILE}")
     preprocess = _stated_preprocess(raw, f"{uri}/{CONFIG_FILE}")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise DataError(f"model: no {WEIGHTS_FILE} in '{uri}'.")
+    least, size = fewest_parameters(config), weights.stat().st_size
+    if least > size:  # found out before it is built
+        raise DataError(
+            f"model: '{weights.name}' does not fit '{uri}/{CONFIG_FILE}': {size} bytes, want {least} or more."
+        )
     text_folder = folder / TEXT_FOLDER if (folder / TEXT_FOLDER).is_dir() else None
-    model = build(config, text_folder)
+    model = _built(config, uri, text_folder)
     fit(model, weights, name=f"in '{uri}'")
+    digest = _promised(folder, uri, card)  # what is plainly wrong was named by then; this finds what is not
     return Clip(
         model.eval(), preprocess, build_tokenizer(config, text_folder), config, name,
-        storage.digest_file(weights), str(card.get("license", "unknown")), str(folder), card,
+        digest, str(card.get("license", "unknown")), str(folder), card,
     )  # fmt: skip
 
 
-def _checked(raw: Any, file: str) -> dict[str, Any]:
+def _promised(folder: Path, uri: str, card: dict[str, Any]) -> str:
+    """Digest of the weights, which are those that the card vouches for, and so are the files beside them.
+
+    Raises:
+        IntegrityError: One of them is another one.
+    """
+    promised = {WEIGHTS_FILE: card.get("sha256"), **(card.get("files") or {})}
+    digests = {name: storage.digest_file(folder / name) for name in promised if (folder / name).is_file()}
+    for name, wanted in promised.items():
+        if wanted is not None and digests.get(name) != wanted:
+            raise IntegrityError(
+                f"model: '{name}' in '{uri}' has sha256 {digests.get(name, 'of no file')}, {CARD_FILE} promises "
+                f"{wanted}; it is damaged or was changed."
+            )
+    return digests[WEIGHTS_FILE]
+
+
+def _built(config: dict[str, Any], name: str, text_folder: Path | None) -> torch.nn.Module:
+    """A checkpoint's model without its weights; whether its numbers go together is for open_clip to say."""
+    try:
+        return build(config, text_folder)
+    except (*DAMAGE, AssertionError, ZeroDivisionError) as error:
+        refuse_shortage(error, name)
+        raise DataError(f"model: the architecture in '{name}' cannot be built: {first_line(error)}.") from None
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    """An object of a checkpoint's file; `name` is the file as the sentence has it."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise DataError(f"model: '{name}' is not JSON.") from None
+    if not isinstance(found, dict):
+        raise DataError(f"model: '{name}' holds {type(found).__name__}, want a mapping.")
+    return found
+
+
+def _checked(raw: dict[str, Any], file: str) -> dict[str, Any]:
     """The architecture of a configuration that came with weights: shapes and choices alone."""
-    return checked_config(raw.get("model_cfg") if isinstance(raw, dict) else None, where=file)
+    if "model_cfg" not in raw:
+        raise DataError(f"model: '{file}' lacks 'model_cfg'.")
+    return checked_config(raw["model_cfg"], where=file)
 
 
 def _stated_preprocess(raw: dict[str, Any], file: str) -> Preprocess:
@@ -313,10 +358,7 @@ def _load_hub(repository: str) -> Clip:
         clip = _load_file(variant, weights, license_=license_)
         clip.name = f"hf-hub:{repository}"
         return clip
-    try:
-        raw = json.loads(config.read_text())
-    except (ValueError, RecursionError):
-        raise DataError(f"model: 'hf-hub:{repository}/{CONFIG_FILE}' is not JSON.") from None
+    raw = _read_json(config, f"hf-hub:{repository}/{CONFIG_FILE}")
     _checked(raw, f"hf-hub:{repository}/{CONFIG_FILE}")  # before open_clip reads the same file
     clip = _load_published(f"hf-hub:{repository}", "", f"hf-hub:{repository}", license_)
     known = statistics_of_file(variant) if variant else None
@@ -337,6 +379,7 @@ def _load_published(model: str, pretrained: str, name: str, license_: str) -> Cl
     try:
         built = open_clip.create_model(model, pretrained=pretrained or None, require_pretrained=True, **options).eval()
     except DAMAGE as error:
+        refuse_shortage(error, name)
         raise DataError(f"model: the weights of '{name}' cannot be loaded: {first_line(error)}.") from None
     pre = open_clip.get_model_preprocess_cfg(built)
     size = pre["size"] if isinstance(pre["size"], int) else pre["size"][0]

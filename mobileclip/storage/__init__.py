@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from mobileclip.errors import ConfigError, DataError, IntegrityError
 from mobileclip.storage import cache, local, s3
+from mobileclip.storage.checked import share, verify_local
 from mobileclip.storage.local import digest_file
 from mobileclip.storage.s3 import bucket_key
 

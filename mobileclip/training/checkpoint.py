@@ -33,7 +33,8 @@ from mobileclip.errors import DataError, IntegrityError
 logger = logging.getLogger(__name__)
 
 STATE, MODEL, MEAN, OPTIMIZER = "state.json", "model.safetensors", "mean.safetensors", "optimizer.safetensors"
-_VERSION = 2
+BEST = "best.json"
+_VERSION = 3
 
 
 @dataclass
@@ -102,7 +103,7 @@ def save(
         "processes": len(snapshot.random), "history": snapshot.history, "scaler": snapshot.scaler,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }  # fmt: skip
-    storage.write_bytes(storage.join(target, STATE), (json.dumps(header, sort_keys=True) + "\n").encode())
+    storage.write_bytes(storage.join(target, STATE), _signed(header))
     steps = _steps(folder, "step")
     # Later ones than this are what the run went back from: damaged, or of a time before it.
     later = [old for old in steps if old > snapshot.step]
@@ -175,7 +176,9 @@ def others(folder: str) -> bool:
 
 def save_best(folder: str, step: int, weights: Mapping[str, Tensor]) -> None:
     """Keep the weights after `step` as the best so far."""
-    storage.write_bytes(storage.join(folder, _name("best", step), MODEL), _bytes(weights))
+    target, data = storage.join(folder, _name("best", step)), _bytes(weights)
+    storage.write_bytes(storage.join(target, MODEL), data)
+    storage.write_bytes(storage.join(target, BEST), _signed({"step": step, "sha256": hashlib.sha256(data).hexdigest()}))
 
 
 def load_best(folder: str, step: int) -> dict[str, Tensor]:
@@ -184,11 +187,13 @@ def load_best(folder: str, step: int) -> dict[str, Tensor]:
     Raises:
         IntegrityError: They are gone or damaged.
     """
-    uri = storage.join(folder, _name("best", step), MODEL)
+    target = storage.join(folder, _name("best", step))
+    uri = storage.join(target, MODEL)
     try:
-        return load_safetensors(storage.read_bytes(uri))
+        found = _verified(storage.join(target, BEST))
+        return load_safetensors(storage.read_bytes(uri, sha256=found["sha256"]))
     except (DataError, SafetensorError) as error:
-        raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
+        raise IntegrityError(f"checkpoint '{uri}' is damaged: {str(error).rstrip('.')}.") from None
 
 
 def remove(folder: str) -> None:
@@ -213,13 +218,33 @@ def _header(folder: str, step: int) -> dict[str, Any]:
     uri = storage.join(folder, _name("step", step), STATE)
     if not storage.exists(uri):
         return {}
-    try:
-        header = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
+    header = _verified(uri)
     if not isinstance(header, dict) or header.get("version") != _VERSION:
         return {}
     return header
+
+
+def _signed(content: dict[str, Any]) -> bytes:
+    """JSON that says its own digest, which vouches for the digests in it."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**content, "digest": digest}, sort_keys=True) + "\n").encode()
+
+
+def _verified(uri: str) -> dict[str, Any]:
+    """What `_signed` wrote.
+
+    Raises:
+        IntegrityError: It was changed since.
+    """
+    try:
+        content = json.loads(storage.read_bytes(uri))
+        digest = content.pop("digest", None)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"checkpoint '{uri}' is damaged: {error}.") from None
+    is_older = digest is None and content.get("version", _VERSION) != _VERSION
+    if not is_older and json.loads(_signed(content))["digest"] != digest:
+        raise IntegrityError(f"checkpoint '{uri}' is damaged: its own digest is another one.")
+    return content  # type: ignore[no-any-return]
 
 
 def _read(folder: str, step: int, name: str, sha256: str) -> bytes:

@@ -115,7 +115,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a terabyte of vocabulary": (lambda f: _config(f, "text_cfg", vocab_size=10**12), "text_cfg.vocab_size"),
     "a billion layers": (lambda f: _config(f, "vision_cfg", layers=[1, 10**9]), "vision_cfg.layers"),
     "depth without end": (lambda f: (f / zoo.CONFIG_FILE).write_text("[" * 100_000), "is not JSON"),
-    "no mapping": (lambda f: (f / zoo.CONFIG_FILE).write_text("[1]"), "model_cfg: got NoneType"),
+    "no mapping": (lambda f: (f / zoo.CONFIG_FILE).write_text("[1]"), "holds list, want a mapping"),
 }  # fmt: skip
 
 
