@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
@@ -57,6 +58,9 @@ def split(clip: Clip) -> Towers:
     plain = is_plain(clip)
     text: nn.Module = PlainText(clip) if plain else WrappedText(deepcopy(clip.model))
     return Towers(_frozen(image), _frozen(text), plain)
+
+
+_NOTHING = -1e4  # added to a score, it leaves no share of a softmax; half precision holds it
 
 
 class ImageTower(nn.Module):
@@ -132,6 +136,8 @@ class WrappedText(nn.Module):
         """Keep the text half of `model` alone."""
         super().__init__()
         model.visual = nn.Identity()
+        if isinstance(text := getattr(model, "text", None), HFTextEncoder):
+            text.transformer.register_forward_pre_hook(_plainly, with_kwargs=True)
         self.model = model.eval()
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
@@ -214,6 +220,19 @@ class _PlainBlock(nn.Module):
             scores = scores + mask.to(scores.dtype)
         attended = scores.softmax(dim=-1) @ value
         return self.out(attended.transpose(1, 2).reshape(-1, length, width))  # type: ignore[no-any-return]
+
+
+def _plainly(tower: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments that spare a Hugging Face tower operations which mobile runtimes lack.
+
+    Of a flag per token transformers makes what attention adds to its scores by indexing; a mask of four dimensions it
+    takes as it is. Token types, which are all zero, it gathers by position where they are not given.
+    """
+    flags = named["attention_mask"][:, None, None, :].float()
+    plain = {**named, "attention_mask": (1 - flags) * _NOTHING}
+    if hasattr(getattr(tower, "embeddings", None), "token_type_embeddings"):
+        plain["token_type_ids"] = torch.zeros_like(named["input_ids"])
+    return given, plain
 
 
 def _text_tower(model: nn.Module) -> Any:

@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import open_clip
 import pytest
 import torch
-from huggingface_hub.utils import reset_sessions
+from huggingface_hub.utils import close_session
 from transformers import M2M100Config, MT5Config, PretrainedConfig, RobertaConfig, XLMRobertaConfig
 
 from mobileclip.errors import DataError
@@ -82,9 +82,9 @@ class TestHub:
     def cache(self, tmp_path, monkeypatch):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        reset_sessions()
+        close_session()
         yield tmp_path
-        reset_sessions()
+        close_session()
 
     @pytest.mark.parametrize(
         ("name", "files"),
