@@ -198,7 +198,7 @@ class ColumnReader:
     def all(self, name: str) -> torch.Tensor:
         """A whole tensor, as it lies in the file: do not write to it."""
         if self._tensors is None:  # mapped on first use, so that loader processes do not share a handle
-            storage.check(self._path, self._sha256)
+            storage.verify_local(self._path, self._sha256)
             self._tensors = _map_tensors(self._path)
         return self._tensors[name]
 

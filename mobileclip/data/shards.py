@@ -117,7 +117,7 @@ class ShardReader:
 
     def _read(self, span: tuple[int, int]) -> bytes:
         if self._map is None:  # opened on first use, so that loader processes do not share a handle
-            storage.check(self._path, self._sha256)
+            storage.verify_local(self._path, self._sha256)
             with self._path.open("rb") as handle:
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map[span[0] : span[0] + span[1]]

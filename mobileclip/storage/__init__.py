@@ -26,7 +26,7 @@ from mobileclip.storage.s3 import bucket_key
 __all__ = [
     "check", "delete", "delete_tree", "digest_file", "exists", "fetched", "is_s3", "join", "list_files", "list_names",
     "list_sizes", "local_copy", "local_dir", "open_stream", "put_if_absent", "read_bytes", "read_range", "relative",
-    "tree_sizes", "write_bytes",
+    "share", "tree_sizes", "verify_local", "write_bytes",
 ]  # fmt: skip
 
 

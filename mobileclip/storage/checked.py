@@ -24,11 +24,10 @@ def share() -> None:
     if not _marks:
         folder = Path(tempfile.mkdtemp(prefix="mobileclip-checked-"))
         _marks.append(folder)
-        owner = os.getpid()
-        atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+        atexit.register(_sweep, folder, os.getpid())
 
 
-def check(path: Path, sha256: str) -> None:
+def verify_local(path: Path, sha256: str) -> None:
     """Refuse a local file that is not the one vouched for.
 
     Args:
@@ -51,3 +50,8 @@ def check(path: Path, sha256: str) -> None:
         raise IntegrityError(f"{path}: sha256 is {got}, want {sha256}; the file is damaged or was replaced.")
     _marks[0].mkdir(parents=True, exist_ok=True)  # temporary folders may be swept while a training runs
     mark.touch()
+
+
+def _sweep(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
