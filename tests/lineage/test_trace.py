@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mobileclip import config, entry, storage
+from mobileclip import config, storage
 from mobileclip.errors import DataError
 from mobileclip.lineage import attribution, view
 from mobileclip.lineage import record as records
@@ -62,7 +62,7 @@ class TestTrace:
     def test_looks_for_raw_pictures_in_no_folder_of_runs(self, chain, monkeypatch):
         """It may hold all that was ever run, and files that are no business of this user."""
         digest, asked = records.input_digest, []
-        monkeypatch.setattr(entry, "input_digest", lambda uri: asked.append(Path(uri).resolve()) or digest(uri))
+        monkeypatch.setattr(records, "input_digest", lambda uri: asked.append(Path(uri).resolve()) or digest(uri))
         roots = [str(chain / "distill" / ".."), str(chain.parent), str(chain / "raw")]
         found = trace(str(chain / "distill"), roots=roots)
         assert found.outside[0][3] == str(chain / "raw")
