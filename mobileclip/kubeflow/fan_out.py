@@ -9,6 +9,7 @@ from mobileclip.errors import ConfigError
 from mobileclip.kubeflow import launch
 from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow.jobs import Job
+from mobileclip.kubeflow.journal import noted_failure
 from mobileclip.kubeflow.run import Run
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def run(
         settings = vars(task) if is_dataclass(task) and not isinstance(task, type) else {}
         if settings.get("resources"):
             work = launch.describe(stage, config, where, inputs)
-            launch.on_cluster(job(stage, work, count, pods, settings))
+            with noted_failure(where.root, stage):
+                launch.on_cluster(job(stage, work, count, pods, settings))
         else:
             for index in range(count):
                 kubeflow_run.run_group(stage, config, where, group=f"{index}/{count}", **keywords)

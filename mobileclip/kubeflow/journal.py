@@ -97,6 +97,16 @@ def noted(root: str, stage: str, group: str = "") -> Iterator[list[str]]:
     end(said[-1] if said else "computed")
 
 
+@contextlib.contextmanager
+def noted_failure(root: str, stage: str) -> Iterator[None]:
+    """Note that a stage's job failed; one that ends well is noted by what follows."""
+    try:
+        yield
+    except Exception:
+        with noted(root, stage):
+            raise
+
+
 def read(root: str, run: str) -> list[Note]:
     """All notes of a run, those of a sweep's students among them; empty where it has left none."""
     notes = _read(root, run, "")

@@ -17,6 +17,7 @@ from mobileclip import stopping
 from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow.jobs import RUN_LABEL, Job, Kind
+from mobileclip.kubeflow.journal import noted_failure
 from mobileclip.kubeflow.run import WORKFLOW, Run
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def run(
         work = describe(stage, config, where, inputs)
         settings = asdict(task) if is_dataclass(task) and not isinstance(task, type) else {}
         if settings.get("resources"):
-            on_cluster(job(stage, work, nodes, settings))
+            with noted_failure(where.root, stage):
+                on_cluster(job(stage, work, nodes, settings))
         else:
             on_this_machine(stage, work, nodes.processes)
         if not kubeflow_run.is_done(stage, config, where, **inputs):

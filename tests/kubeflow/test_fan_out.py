@@ -13,10 +13,11 @@ from kfp import dsl
 from kubernetes import client
 
 from mobileclip.errors import ConfigError, MobileClipError
-from mobileclip.kubeflow import cluster, fan_out, group_worker, jobs
+from mobileclip.kubeflow import cluster, fan_out, group_worker, jobs, journal
 from mobileclip.kubeflow import run as kubeflow_run
 from mobileclip.kubeflow.jobs import INDEX_FORMS, RUN_LABEL, render
 from tests.cluster.jobs import SETTINGS
+from tests.tiny_chain import params
 
 PODS = {"image": "registry/mobileclip@sha256:1", "parallel": 8.0, "retries": 2.0}
 OWNER = {"kind": "Workflow", "name": "w", "uid": "u", "apiVersion": "argoproj.io/v1alpha1"}
@@ -281,3 +282,15 @@ def test_wrong_pods_are_named():
 
 def test_kubeflows_empty_task_config_is_this_machine():
     assert not fan_out.job("caption", "{}", 2, PODS, vars(dsl.TaskConfig())).resources
+
+
+def test_a_launcher_without_a_cluster_leaves_its_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    task = dsl.TaskConfig(resources={"limits": {"cpu": "1"}})
+    where = kubeflow_run.Run(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^cluster: no credentials"):
+        fan_out.run("caption", params()["caption"], where, groups=["all/2"], pods=PODS, task=task, data="nowhere")
+    (note,) = journal.read(str(tmp_path), "run-1")
+    assert (note.stage, note.outcome) == ("caption", "bad input")
+    assert note.error.startswith("cluster: no credentials")
