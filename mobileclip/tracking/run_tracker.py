@@ -148,6 +148,9 @@ class RunTracker:
 
     def _send_metrics(self, batch: list[Any]) -> None:
         """Send them; where the server refuses some, the others arrive and those are named, once each."""
+        batch = [metric for metric in batch if metric.key not in self._refused]
+        if not batch:
+            return
         try:
             self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
         except Exception as error:
@@ -157,7 +160,7 @@ class RunTracker:
                 middle = len(batch) // 2
                 self._send_metrics(batch[:middle])
                 self._send_metrics(batch[middle:])
-            elif batch[0].key not in self._refused:
+            else:
                 self._refused.add(batch[0].key)
                 logger.warning("tracking: MLflow refuses the metric '%s' (%s).", batch[0].key, first_line(error))
 

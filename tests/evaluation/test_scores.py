@@ -8,8 +8,8 @@ from mobileclip.evaluation.scores import slice_name
 from mobileclip.tracking.run_tracker import metric_name
 
 VALUES = (
-    "東京", "大阪", "true", "False", "New York", "New-York", "new york", "Größe", "a/b", "a:2fb", "a:b", "a.b", ".", "..",
-    "...", "", "::", ":", "a\nb", "a\\b", "ж" * 99, "ж" * 101, "ж" * 102, "/" * 40, "/" * 41, "\ud800",
+    "東京", "大阪", "true", "False", "New York", "New-York", "new york", "Größe", "a/b", "a:2fb", "a:b", ".", "..",
+    "a.b", "...", "", "::", ":", "a\nb", "a\\b", "ж" * 99, "ж" * 101, "ж" * 102, "/" * 40, "/" * 41, "\ud800",
 )  # fmt: skip
 
 
