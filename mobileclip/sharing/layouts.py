@@ -112,7 +112,7 @@ def immich(export: Path, agreed: Contract, target: Path) -> None:
     _write(
         target / "visual" / "preprocess_cfg.json",
         {"size": [image.size, image.size], "mode": image.color_order, "mean": [0.0] * 3, "std": [1.0] * 3,
-         "interpolation": image.interpolation, "resize_mode": image.resize, "fill_color": 0},
+         "interpolation": image.interpolation, "resize_mode": image.resize, "fill_color": image.fill},
     )  # fmt: skip
     _tokenizer(export, agreed, target / "textual")
     config = {

@@ -59,7 +59,7 @@ def wanted(photos):
     """Image and text embeddings of the student in PyTorch."""
     clip = exported().clip
     how = clip.preprocess
-    pixels = torch.stack([images.resize(images.decode(f.read_bytes()), how.size, how.interpolation) for f in photos])
+    pixels = torch.stack([images.resize(images.decode(f.read_bytes()), how) for f in photos])
     with torch.no_grad():
         return clip.encode_image(image_tensor(pixels, how)).numpy(), clip.encode_text(TEXTS).numpy()
 
