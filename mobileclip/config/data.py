@@ -11,16 +11,26 @@ from mobileclip.config.training import Optimizer, Training
 class Prepare(Section):
     """Turn a user's images and captions into checked webdataset shards with a manifest."""
 
-    source: Literal["auto", "table", "coco", "folder", "webdataset", "datacompdr"] = "auto"
+    source: Literal["auto", "table", "coco", "karpathy", "folder", "classes", "webdataset", "datacompdr"] = "auto"
     """How the input is laid out; `auto` looks at what is there."""
     table: str = "captions.jsonl"
-    """Caption table inside the input folder (.jsonl, .csv, .tsv, .parquet or COCO's .json)."""
+    """Caption table inside the input folder (.jsonl, .csv, .tsv, .parquet, .txt or COCO's .json); where there is none
+    of this default name, every table below the folder with columns for images and captions is read."""
+    columns: dict[str, str] = {}
+    """Columns of a table by what they hold (`image`, `captions`, `split`, `license`), where they have unusual names."""
     image_folder: str = ""
-    """Folder inside the input folder that a table's image names are relative to; empty = the input folder."""
+    """Folder inside the input folder that a table's image names are relative to; empty = the table's folder, the
+    input folder, its `images`, or the only file of that name."""
+    label_prompt: Annotated[str, Field(pattern=r"\{\}")] = "a photo of {}"
+    """Caption of images in class folders, with `{}` for the class."""
+    follow_links: bool = False
+    """Read links that lead out of the input folder, and linked folders; off: each is quarantined."""
     license: str = "unknown"
     """License of pictures and captions that do not name their own (SPDX identifier or a name)."""
     validation_share: Share = 0.05
     """Share of groups that go to the validation split, for samples that name no split."""
+    test_share: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """The same for the test split; -1 = `validation_share`."""
     group_field: str = "group_key"
     """Samples with the same value of this field never lie in two splits; absent: the uid."""
     duplicates: Literal["drop", "merge"] = "drop"
@@ -39,6 +49,10 @@ class Prepare(Section):
     """Most bytes of pictures per shard; a single larger picture has a shard of its own [bytes]."""
     max_pixels: Annotated[int, Field(ge=1, le=89_000_000)] = 50_000_000  # Pillow's own limit lies just above
     """Larger pictures are quarantined [pixels]."""
+    svg_size: Annotated[int, Field(ge=16, le=4096)] = 512
+    """Longer side of drawings (SVG), which are rendered and stored as PNG [pixels]."""
+    max_inflation: Annotated[float, Field(ge=1)] = 50.0
+    """A compressed file may grow by this factor, or to 64 MiB; a tar beyond it is quarantined."""
     max_bad_share: Share = 0.01
     """The stage fails when more than this share of the samples had to be quarantined."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileclip import manifest, storage
+from mobileclip.data import texts
 from mobileclip.data.shards import IMAGE_EXTENSIONS
 from mobileclip.data.tars import Entry, Span, find_tars, scan
 from mobileclip.errors import DataError
@@ -172,6 +173,5 @@ def read_fields(entry: Entry) -> dict[str, Any]:
     captions = [captions] if isinstance(captions, str) else captions
     captions = [c for c in captions if isinstance(c, str) and c.strip()] if isinstance(captions, list) else []
     if not captions and "txt" in entry.members:
-        text = entry.members["txt"].read().decode("utf-8", errors="replace").strip()
-        captions = [text] if text else []
+        captions, _ = texts.captions(texts.decode(entry.members["txt"].read()))
     return {**fields, "captions": captions}

@@ -15,6 +15,7 @@ from mobileclip.data.tars import Span
 _SCHEMA = """
 create table samples (uid text primary key, split text, name text, extension text, path blob, offset integer,
                       size integer, metadata text, look blob) without rowid;
+create table places (path blob, offset integer, uid text, split text, primary key (path, offset)) without rowid;
 create table rejected (name text, reason text);
 """
 
@@ -66,6 +67,17 @@ class Catalog:
             return str(json.loads(name))
         return ""
 
+    def place(self, span: Span, uid: str, split: str) -> None:
+        """Note which sample an image of the source became, and the split that the source named (may be empty)."""
+        row = (os.fsencode(span.path), span.offset, uid, split)
+        self._database.execute("insert or ignore into places values (?, ?, ?, ?)", row)
+
+    def find(self, span: Span, split: str) -> str:
+        """Uid of the sample that this very image became, with the same named split; empty if there is none."""
+        query = "select uid from places where path = ? and offset = ? and split = ?"
+        row = self._database.execute(query, (os.fsencode(span.path), span.offset, split)).fetchone()
+        return str(row[0]) if row else ""
+
     def add_captions(self, uid: str, captions: list[str]) -> int:
         """Append captions that a sample does not have yet; returns how many."""
         (text,) = self._database.execute("select metadata from samples where uid = ?", (uid,)).fetchone()
@@ -83,6 +95,17 @@ class Catalog:
         """`sample` and `reason` of what was not kept, in the order of the source."""
         for name, reason in self._database.execute("select name, reason from rejected order by rowid"):
             yield {"sample": json.loads(name), "reason": json.loads(reason)}
+
+    def rejected_any(self) -> bool:
+        """Whether anything was rejected."""
+        return self._database.execute("select 1 from rejected limit 1").fetchone() is not None
+
+    def totals(self) -> tuple[int, int, int]:
+        """Samples, their captions and their translations."""
+        query = """select count(*), total(json_array_length(metadata, '$.captions')),
+                   total((select count(*) from json_each(samples.metadata, '$.translations'))) from samples"""
+        samples, captions, translations = self._database.execute(query).fetchone()
+        return int(samples), int(captions), int(translations)
 
     def count(self, split: str) -> int:
         """Samples of a split."""

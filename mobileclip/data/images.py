@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+
+# Pillow loads these readers with all of its others, once an image meets none of the usual ones.
+from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
 from mobileclip.errors import DataError
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 # What image collections hold; Pillow's other readers (EPS starts Ghostscript) are not for bytes from the web.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -63,7 +65,7 @@ def decode(data: bytes | Path, *, max_pixels: int = 0) -> Image.Image:
     is taken. The size of the result is the size that view parameters refer to.
 
     Args:
-        data: Encoded bytes (JPEG, PNG, WebP, GIF or BMP), or the file that holds them.
+        data: Encoded bytes (JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF), or the file that holds them.
         max_pixels: Larger pictures are refused before their pixels are decoded; 0 = Pillow's own limit.
 
     Raises:
@@ -166,6 +168,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling.
         return Image.fromarray((np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in {"F", "I"}:
+        raise DataError(f"image: pixels of mode {image.mode} have no range, want 8 or 16 bits.")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

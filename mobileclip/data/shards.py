@@ -15,7 +15,10 @@ from mobileclip import storage
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard, uids_digest
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe", "apng")
+_MARKS = {
+    b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif",
+}  # fmt: skip
 # Any webdataset pipeline in this process reads s3:// by the retries and credentials of `mobileclip.storage`.
 webdataset.gopen_schemes["s3"] = lambda url, _mode="rb", _bufsize=8192, **_: storage.open_stream(url)
 
@@ -128,10 +131,12 @@ class ShardReader:
 
 
 def image_extension(data: bytes) -> str:
-    """jpg, png or webp by the first bytes; jpg for what else Pillow reads."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    return "webp" if data[8:12] == b"WEBP" else "jpg"
+    """The ending of encoded bytes by their first ones; jpg where those say nothing."""
+    if data[8:12] == b"WEBP":
+        return "webp"
+    if data[4:12] in {b"ftypavif", b"ftypavis"}:
+        return "avif"
+    return next((extension for mark, extension in _MARKS.items() if data.startswith(mark)), "jpg")
 
 
 def read_samples(folder: str, manifest: Manifest, *splits: str) -> Iterator[Sample]:

@@ -14,6 +14,7 @@ from mobileclip import __version__, manifest, storage
 from mobileclip.config import Section
 from mobileclip.errors import DataError, IntegrityError
 from mobileclip.lineage import code
+from mobileclip.storage.walk import is_hidden, walk
 
 RECORD = "record.json"
 # Files that may differ between two equal runs (times, registry answers); they are kept out of the record.
@@ -28,7 +29,7 @@ def build_record(stage: str, config: Section, out: str, inputs: Mapping[str, str
         "code": code.code_digest(stage),
         "code_files": code.code_files(stage),
         "config": config_digest(config.model_dump(mode="json")),
-        "inputs": {name: input_digest(uri) for name, uri in sorted(inputs.items())},
+        "inputs": {name: input_digest(uri, follow_links=_follows(config)) for name, uri in sorted(inputs.items())},
         "files": _file_digests(out),
     }
 
@@ -43,7 +44,7 @@ def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str])
         return False
     try:
         record = json.loads(storage.read_bytes(uri))
-        wanted = {name: input_digest(value) for name, value in sorted(inputs.items())}
+        wanted = {name: input_digest(value, follow_links=_follows(config)) for name, value in sorted(inputs.items())}
         same = (
             record["stage"] == stage
             and record["code"] == code.code_digest(stage)
@@ -58,7 +59,7 @@ def is_current(stage: str, config: Section, out: str, inputs: Mapping[str, str])
     return bool(same)
 
 
-def input_digest(uri: str) -> str:
+def input_digest(uri: str, *, follow_links: bool = False) -> str:
     """Digest of a stage input: its record's or manifest's, else the tree of its files.
 
     Raises:
@@ -70,14 +71,18 @@ def input_digest(uri: str) -> str:
     path = Path(uri)
     names = storage.list_files(uri) if storage.is_s3(uri) else []
     if names:
-        return config_digest({name: _stream_digest(storage.join(uri, name)) for name in names if not _hidden(name)})
+        return config_digest({name: _stream_digest(storage.join(uri, name)) for name in names if not is_hidden(name)})
     if storage.is_s3(uri) or not path.exists():
         raise DataError(f"data: nothing at '{uri}', want a folder or the output of an earlier stage.")
     if path.is_file():
         return _raw_digest(path)
     # A raw input folder: names and sizes and times would miss an edit between runs, so hash the bytes.
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.name))
-    return config_digest({p.relative_to(path).as_posix(): _raw_digest(p) for p in files})
+    found = [one for one in walk(path, follow_links=follow_links) if one.path.is_file()]
+    return config_digest({one.name: _raw_digest(one.path) for one in found})
+
+
+def _follows(config: Section) -> bool:
+    return bool(getattr(config, "follow_links", False))
 
 
 def _raw_digest(path: Path) -> str:
@@ -89,10 +94,6 @@ def _raw_digest(path: Path) -> str:
 @functools.cache
 def _hash_once(path: Path, *_: int) -> str:
     return storage.digest_file(path)
-
-
-def _hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".")
 
 
 def _stream_digest(uri: str) -> str:

@@ -25,6 +25,7 @@ from mobileclip.data.progress import progress_bar
 from mobileclip.errors import ConfigError, DataError
 from mobileclip.formats.image_input import MAX_PIXELS, to_pixels
 from mobileclip.search.model import Model
+from mobileclip.storage.walk import is_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,6 @@ FOLDER = ".mobileclip"
 """Where the index of a folder lies within it, unless another place is named."""
 MAX_BYTES = 512 << 20
 """Larger files are named as unreadable and not loaded into memory."""
-# What cameras, archives, desktops and network drives leave beside images; names with a dot in front are skipped, too.
-_HIDDEN = frozenset({"__macosx", "@eadir", "$recycle.bin", "system volume information"})
 _VERSION = 1
 _SAVE_EVERY = 512  # images; an index that has grown is written at every quarter more, which keeps the sum linear
 _THREADS = 4
@@ -108,10 +107,10 @@ def find_images(folder: Path) -> Iterator[tuple[str, Path]]:
     """Images below a folder in a fixed order, by their ending: relative name and path; what is hidden is skipped."""
     endings = images.extensions()
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
             path = Path(place) / name
-            if not _is_hidden(name) and path.suffix.lower() in endings and path.is_file():
+            if not is_hidden(name) and path.suffix.lower() in endings and path.is_file():
                 yield path.relative_to(folder).as_posix(), path
 
 
@@ -286,7 +285,3 @@ def _load(
         return Entry(size, changed, sha256), to_pixels(data, model.geometry, max_pixels=max_pixels)
     except DataError as error:
         return Entry(size, changed, sha256, str(error)), None
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _HIDDEN

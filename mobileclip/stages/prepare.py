@@ -7,24 +7,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mobileclip import manifest, storage
 from mobileclip.config import Prepare
-from mobileclip.convert.read import read_datacompdr
-from mobileclip.convert.reading import Reading
-from mobileclip.data import images, lookalikes, sources
+from mobileclip.data import lookalikes, sources
 from mobileclip.data.catalog import Catalog, Listed
+from mobileclip.data.check import SPLITS, Check, broken, cause
 from mobileclip.data.license_ledger import Ledger
 from mobileclip.data.progress import progress_bar
 from mobileclip.data.scratch import remove_partial, scratch
-from mobileclip.data.shards import IMAGE_EXTENSIONS, Sample, write_shard
+from mobileclip.data.shards import Sample, write_shard
+from mobileclip.data.zips import unzipped
 from mobileclip.errors import DataError
 from mobileclip.tracking.protocol import Tracker
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
+QUARANTINE = "quarantine.jsonl"
 _DUPLICATE = "same bytes as"
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d+\.tar")
 
@@ -57,37 +56,87 @@ def run(config: Prepare, *, out: str, tracker: Tracker, source: str) -> dict[str
 
 def _run(config: Prepare, out: str, root: Path, source: str) -> dict[str, float]:
     remove_partial(out)
-    kind = sources.detect(root, config.table) if config.source == "auto" else config.source
-    if kind == "datacompdr":
-        return _convert(config, out, root)
-    ledger = Ledger(root)
     with scratch(out) as folder:
-        catalog = Catalog(folder)
-        rows = sources.read(root, kind, config.table, scratch=folder, image_folder=config.image_folder)
-        counts = _check_all(rows, catalog, config)
-        _check_counts(counts, catalog, config, source)
-        storage.delete(storage.join(out, manifest.FILE_NAME))  # an older one would vouch for shards replaced below
-        shards = [shard for split in SPLITS for shard in _write_split(out, split, catalog, config, ledger)]
-        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in catalog.rejected())
-        storage.write_bytes(storage.join(out, "quarantine.jsonl"), lines.encode())
-        metrics = {f"samples/{split}": float(catalog.count(split)) for split in SPLITS}
-        metrics |= {
-            "shards": float(len(shards)),
-            "quarantined": float(counts["bad"]),
-            "duplicates": float(counts["duplicates"]),
-        }
-        if config.duplicates == "merge":
-            metrics["merged_captions"] = float(counts["merged_captions"])
-        if config.near_duplicates:
-            metrics |= _report_lookalikes(out, catalog, config.near_distance)
-        catalog.close()
+        options = sources.Options(
+            scratch=folder, table=config.table, image_folder=config.image_folder, columns=config.columns,
+            follow_links=config.follow_links, max_inflation=config.max_inflation, label_prompt=config.label_prompt,
+        )  # fmt: skip
+        root = unzipped(root, folder, max_inflation=config.max_inflation, follow_links=config.follow_links)
+        kind = sources.detect(root, options) if config.source == "auto" else config.source
+        if kind != "datacompdr":
+            return _shards(config, out, root, source, sources.read(root, kind, options), folder)
+    return _convert(config, out, root)
+
+
+def _shards(
+    config: Prepare, out: str, root: Path, source: str, rows: Iterator[sources.Raw], folder: Path
+) -> dict[str, float]:
+    ledger = Ledger(root)
+    catalog = Catalog(folder)
+    check = Check(config, folder)
+    counts: Counter[str] = Counter()
+    try:
+        _check_all(rows, catalog, config, check, counts)
+        _check_counts(counts, catalog, config, source, out)
+    except DataError:
+        if catalog.rejected_any():
+            _write_quarantine(out, catalog)
+        raise
+    storage.delete(storage.join(out, manifest.FILE_NAME))  # an older one would vouch for shards replaced below
+    shards = [shard for split in SPLITS for shard in _write_split(out, split, catalog, config, ledger)]
+    _write_quarantine(out, catalog)
+    metrics = {f"samples/{split}": float(catalog.count(split)) for split in SPLITS}
+    metrics |= {
+        "shards": float(len(shards)),
+        "quarantined": float(counts["bad"]),
+        "duplicates": float(counts["duplicates"]),
+    }
+    metrics |= _tell(counts, catalog, check)
+    if config.duplicates == "merge":
+        metrics["merged_captions"] = float(counts["merged_captions"])
+    if config.near_duplicates:
+        metrics |= _report_lookalikes(out, catalog, config.near_distance)
+    catalog.close()
     _remove_stale(out, shards)
     manifest.write(out, manifest.Manifest(shards=shards, sources=ledger.sources(), quarantined=counts["bad"]))
     return metrics
 
 
+def _tell(counts: Counter[str], catalog: Catalog, check: Check) -> dict[str, float]:
+    """What came in and what was kept, so that nothing is lost without a number."""
+    kept, captions, translations = catalog.totals()
+    told = {
+        "images/seen": counts["read"] + counts["unlisted"],
+        "images/kept": kept,
+        "images/unlisted": counts["unlisted"],
+        "images/outside": counts["outside"],
+        "captions/kept": captions,
+        "captions/per_image": captions / kept if kept else 0.0,
+        "captions/translations": translations,
+        "captions/empty": check.empty,
+        "fields/left_out": len(check.left_out),
+        "rows_joined": counts["joined"],
+        **{name: count for name, count in sorted(counts.items()) if name.startswith("quarantined/")},
+    }
+    logger.info(
+        "prepare: %d of %d images kept, %d quarantined, %d duplicates; %d captions (%.2f an image), %d translations.",
+        kept, told["images/seen"], counts["bad"], counts["duplicates"], captions, told["captions/per_image"],
+        translations,
+    )  # fmt: skip
+    return {name: float(count) for name, count in told.items()}
+
+
+def _write_quarantine(out: str, catalog: Catalog) -> None:
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in catalog.rejected())
+    storage.write_bytes(storage.join(out, QUARANTINE), lines.encode())
+
+
 def _convert(config: Prepare, out: str, root: Path) -> dict[str, float]:
     """DataCompDR tars become shards and columns; rows without a picture are counted, damaged ones limited."""
+    # Here alone: it brings torchvision's operations, which take seconds to load.
+    from mobileclip.convert.read import read_datacompdr
+    from mobileclip.convert.reading import Reading
+
     tars = root / sources.REINFORCEMENT if (root / sources.REINFORCEMENT).is_dir() else root
     pictures = root / "images"
     reading = Reading(
@@ -116,86 +165,60 @@ def _convert(config: Prepare, out: str, root: Path) -> dict[str, float]:
     }
 
 
-def _check_all(rows: Iterator[sources.Raw], catalog: Catalog, config: Prepare) -> Counter[str]:
+def _check_all(
+    rows: Iterator[sources.Raw], catalog: Catalog, config: Prepare, check: Check, counts: Counter[str]
+) -> None:
     """First pass: every sample is checked and listed, or rejected with its reason."""
-    counts: Counter[str] = Counter()
     for raw in progress_bar(rows, desc="check", unit="sample"):
+        if raw.unlisted:
+            counts["unlisted"] += 1
+            catalog.reject(raw.name, raw.fault)
+            continue
+        counts["outside"] += raw.outside
+        if _join(raw, catalog, check):
+            counts["joined"] += 1
+            continue
         counts["read"] += 1
-        checked = _check(raw, config)
+        checked = check(raw)
         if isinstance(checked, str):
             counts["bad"] += 1
+            counts[f"quarantined/{cause(checked)}"] += 1
             catalog.reject(raw.name, checked)
             continue
+        if raw.span is not None:
+            catalog.place(raw.span, checked.uid, str(raw.fields.get("split") or ""))
         earlier = catalog.add(checked)
         if earlier:
             counts["duplicates"] += 1
             catalog.reject(raw.name, f"{_DUPLICATE} {earlier}")
             if config.duplicates == "merge":
                 counts["merged_captions"] += catalog.add_captions(checked.uid, checked.metadata["captions"])
-    return counts
 
 
-def _check(raw: sources.Raw, config: Prepare) -> Listed | str:
-    """The sample as it will be stored, or the reason to quarantine it."""
-    if raw.fault:
-        return raw.fault
-    if raw.extension not in IMAGE_EXTENSIONS:
-        return f"no picture ({', '.join(IMAGE_EXTENSIONS)})"
-    if raw.span is None or not raw.span.size:
-        return "picture file is missing or empty"
-    captions = [" ".join(str(c).split()) for c in raw.fields["captions"]]
-    captions = [c for c in captions if c]
-    if not captions:
-        return "no caption"
-    data = raw.image
-    try:
-        image = images.decode(data, max_pixels=config.max_pixels)
-    except DataError as error:
-        return str(error)
-    digest = hashlib.sha256(data).hexdigest()
-    recorded = raw.fields.get("sha256")
-    if config.check_sha256 and isinstance(recorded, str) and recorded.lower() != digest:
-        return "its bytes are not those of its sha256 field"
-    uid = digest[:24]
-    metadata: dict[str, Any] = {**raw.fields, "captions": captions, "width": image.width, "height": image.height}
-    metadata["license"] = metadata.get("license") or config.license
-    group = metadata.get(config.group_field)
-    split = metadata.get("split") or _draw_split(str(uid if group is None else group), config)
-    if split not in SPLITS:
-        return f"split is '{split}', want one of {', '.join(SPLITS)}"
-    metadata["split"] = split
-    fault = _unstorable(metadata)
-    look = lookalikes.look(image) if config.near_duplicates else b""
-    return fault or Listed(uid, raw.name, raw.extension, raw.span, metadata, look)
+def _join(raw: sources.Raw, catalog: Catalog, check: Check) -> bool:
+    """Give the captions of a further row of one image to the sample of the first; tables have one row a caption."""
+    if raw.span is None or raw.fault:
+        return False
+    found = catalog.find(raw.span, str(raw.fields.get("split") or ""))
+    captions = check.captions(raw) if found else []
+    if not captions or any(map(broken, captions)):
+        return False
+    check.empty += len(raw.fields["captions"]) - len(captions)
+    catalog.add_captions(found, captions)
+    return True
 
 
-def _unstorable(metadata: dict[str, Any]) -> str:
-    """Why metadata cannot be written as JSON; empty if they can."""
-    try:
-        json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        return "a text is no valid Unicode"
-    except (TypeError, ValueError) as error:
-        return f"a field cannot be stored as JSON: {str(error).rstrip('.')}"
-    return ""
-
-
-def _draw_split(group: str, config: Prepare) -> str:
-    """The same group always falls into the same split, whatever else is in the data."""
-    share = int.from_bytes(hashlib.sha256(f"split|{group}".encode(errors="replace")).digest()[:8], "big") / 2**64
-    return "validation" if share < config.validation_share else "train"
-
-
-def _check_counts(counts: Counter[str], catalog: Catalog, config: Prepare, source: str) -> None:
+def _check_counts(counts: Counter[str], catalog: Catalog, config: Prepare, source: str, out: str) -> None:
     read, bad = counts["read"], counts["bad"]
     if read == 0:
         raise DataError(f"prepare.source: '{source}' holds no samples.")
     if bad / read > config.max_bad_share:
-        first = next(row for row in catalog.rejected() if not row["reason"].startswith(_DUPLICATE))
+        told = (_DUPLICATE, "no table names it")
+        first = next(row for row in catalog.rejected() if not row["reason"].startswith(told))
         name = ascii(first["sample"])[1:-1]
         raise DataError(
             f"prepare.max_bad_share: {bad} of {read} samples are bad (want at most {config.max_bad_share:.2%}), "
-            f"the first is '{name}': {first['reason']}."
+            f"the first is '{name}': {first['reason'].rstrip('.')}; all are in '{storage.join(out, QUARANTINE)}'."
         )
 
 

@@ -13,7 +13,7 @@ import webdataset
 from pyarrow import parquet
 
 from mobileclip.data import sources
-from mobileclip.errors import DataError
+from mobileclip.errors import ConfigError, DataError
 from tests.stages import shapes
 
 PNG = shapes.draw("red", "circle", 20)
@@ -25,10 +25,14 @@ def _table(folder, *rows, name="captions.jsonl"):
     return folder
 
 
-def _read(folder, kind="table", table="captions.jsonl", **options):
+def _options(folder, **options):
     scratch = folder.parent / f"{folder.name}.scratch"
     scratch.mkdir(exist_ok=True)
-    return list(sources.read(folder, kind, table, scratch=scratch, **options))
+    return sources.Options(scratch=scratch, **options)
+
+
+def _read(folder, kind="table", table="captions.jsonl", **options):
+    return list(sources.read(folder, kind, _options(folder, table=table, **options)))
 
 
 class TestDetect:
@@ -37,15 +41,16 @@ class TestDetect:
             path = tmp_path / name / file
             path.parent.mkdir(parents=True)
             path.write_bytes(b"")
-            assert sources.detect(tmp_path / name, "captions.jsonl") == name
-        assert sources.detect(tmp_path / "webdataset" / "a.tar", "captions.jsonl") == "webdataset"
+            assert sources.detect(tmp_path / name, _options(tmp_path)) == name
+        assert sources.detect(tmp_path / "webdataset" / "a.tar", _options(tmp_path)) == "webdataset"
 
     def test_an_empty_folder(self, tmp_path):
         with pytest.raises(
             DataError,
-            match=rf"^prepare\.source: '{tmp_path}' holds no 'captions\.jsonl', no \.tar shards and no pictures\.$",
+            match=rf"^prepare\.source: '{tmp_path}' holds no 'captions\.jsonl', no other table of images and captions, "
+            r"no \.tar shards and no pictures\.$",
         ):
-            sources.detect(tmp_path, "captions.jsonl")
+            sources.detect(tmp_path, _options(tmp_path))
 
 
 class TestTable:
@@ -84,21 +89,6 @@ class TestTable:
         [
             ("{", "captions.jsonl:2: not a JSON object."),
             ("[1]", "captions.jsonl:2: got list, want a JSON object."),
-            ('{"caption": "x", "file": "a.png"}', "captions.jsonl:2: no field 'image', got ['caption', 'file']."),
-            ('{"image": "a.png"}', "captions.jsonl:2: 'a.png' has no 'captions'."),
-            ('{"image": "a.png", "captions": []}', "captions.jsonl:2: 'a.png' has no 'captions'."),
-            (
-                '{"image": "a.png", "captions": 5}',
-                "captions.jsonl:2: 'captions' is int, want a text or a list of texts.",
-            ),
-            (
-                '{"image": "a.png", "captions": {"en": "x"}}',
-                "captions.jsonl:2: 'captions' is dict, want a text or a list of texts.",
-            ),
-            (
-                '{"image": "a.png", "captions": ["x", null]}',
-                "captions.jsonl:2: 'captions' holds NoneType, want a text or a list of texts.",
-            ),
             (
                 '{"image": "../a.png", "caption": "x"}',
                 "captions.jsonl:2: image '../a.png' lies outside the input folder.",
@@ -107,7 +97,6 @@ class TestTable:
                 '{"image": "/etc/passwd", "caption": "x"}',
                 "captions.jsonl:2: image '/etc/passwd' lies outside the input folder.",
             ),
-            ('{"image": "a\\u0000.png", "caption": "x"}', "captions.jsonl:2: image 'a\\x00.png' is no file name."),
         ],
     )
     def test_a_wrong_line_is_named(self, tmp_path, line, sentence):
@@ -116,30 +105,104 @@ class TestTable:
             _read(tmp_path)
         assert str(caught.value) == sentence
 
-    def test_a_link_out_of_the_folder_is_refused(self, tmp_path):
-        _table(tmp_path, {"image": "link.png", "caption": "x"})
-        (tmp_path / "link.png").symlink_to("/etc/hostname")
-        with pytest.raises(DataError, match="lies outside the input folder"):
+    @pytest.mark.parametrize(
+        ("line", "fault"),
+        [
+            ({"caption": "x", "photograph": "a.png"}, "the row names no image"),
+            ({"image": None, "caption": "x"}, "the row names no image"),
+            ({"image": "a.png", "captions": 5}, "row: 'captions' is int, want a text or a list of texts."),
+            ({"image": "a.png", "captions": {"en": "x"}}, "row: 'captions' is dict, want a text or a list of texts."),
+            ({"image": "a\0.png", "caption": "x"}, "image 'a\\x00.png' is no file name"),
+            ({"image": "http://x/a.png", "caption": "x"}, "the image is an address, want a file (img2dataset fetches"),
+            ({"image": ".cache/a.png", "caption": "x"}, "its name is hidden (a dot in front,"),
+        ],
+    )
+    def test_a_row_that_cannot_be_used_is_left_to_the_quarantine(self, tmp_path, line, fault):
+        _table(tmp_path, {"image": "a.png", "caption": "fine"}, line, {"image": "a.png", "caption": "fine, too"})
+        rows = _read(tmp_path)
+        assert [bool(row.fault) for row in rows] == [False, True, False]
+        assert rows[1].fault.startswith(fault)
+
+    @pytest.mark.parametrize("captions", [None, [], "", [None], float("nan")])
+    def test_a_row_without_a_caption_stops_no_table(self, tmp_path, captions):
+        _table(tmp_path, {"image": "a.png", "captions": captions}, {"image": "a.png", "caption": "x"})
+        rows = _read(tmp_path)
+        assert [[c for c in row.fields["captions"] if c] for row in rows] == [[], ["x"]]
+
+    def test_a_table_without_a_column_for_images_says_what_was_meant(self, tmp_path):
+        _table(tmp_path, {"imgae": "a.png", "caption": "x"})
+        with pytest.raises(
+            DataError,
+            match=r"^captions\.jsonl: no column 'image', got imgae, caption; did you mean 'imgae'\? "
+            r"prepare\.columns\.image names it\.$",
+        ):
             _read(tmp_path)
+        (row,) = _read(tmp_path, columns={"image": "imgae"})
+        assert row.image == PNG
+        (tmp_path / "t.csv").write_text("image,captoin\na.png,x\n")
+        with pytest.raises(
+            DataError, match=r"^t\.csv: no column 'captions', got image, captoin; did you mean 'captoin'\? prepare"
+        ):
+            _read(tmp_path, table="t.csv")
+        with pytest.raises(ConfigError, match=r"^prepare\.columns: got 'captoins', want .*, did you mean captions\.$"):
+            _read(tmp_path, columns={"captoins": "x"})
+
+    def test_a_link_out_of_the_folder_is_read_where_the_user_says_so(self, tmp_path):
+        """As DVC's `cache.type symlink` and hub caches lay files out."""
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "ab12").write_bytes(PNG)
+        source = tmp_path / "source"
+        source.mkdir()
+        (source / "link.png").symlink_to(tmp_path / "cache" / "ab12")
+        (source / "captions.jsonl").write_text('{"image": "link.png", "caption": "x"}\n')
+        (row,) = _read(source)
+        assert (row.fault, row.image) == ("is a link out of the folder (prepare.follow_links reads it)", b"")
+        (row,) = _read(source, follow_links=True)
+        assert (row.fault, row.image, row.outside, row.extension) == ("", PNG, True, "png")
+        (source / "captions.jsonl").write_text('{"image": "../cache/ab12", "caption": "x"}\n')
+        with pytest.raises(DataError, match="lies outside the input folder"):
+            _read(source, follow_links=True)
 
     def test_no_such_table(self, tmp_path):
         with pytest.raises(DataError, match=r"^prepare\.table: no file '.*t\.csv'\.$"):
             _read(tmp_path, table="t.csv")
 
-    @pytest.mark.parametrize("row", ["a.png,one,x,too,many", 'a.png,"never closed'])
-    def test_a_ragged_csv_row_is_named_or_read(self, tmp_path, row):
+    @pytest.mark.parametrize(
+        ("rows", "sentence"),
+        [
+            ("a.png,one,x,too,many", "t.csv:2: 5 values for 3 columns."),
+            ('a.png,x,y\na.png,"never closed\na.png,x,y\n', "t.csv:3: a quote that opens here is not closed"),
+            ('a.png,x,y\na.png,"swallows\na.png,"other",y\n', "t.csv:3: a quote that opens here is not closed"),
+            ("a.png," + "x" * 200_000 + "\n", "t.csv:2: field larger than field limit"),
+        ],
+    )
+    def test_a_wrong_csv_row_is_named_by_its_first_line(self, tmp_path, rows, sentence):
         (tmp_path / "a.png").write_bytes(PNG)
-        (tmp_path / "t.csv").write_text(f"image,caption,group\n{row}\n")
-        if "many" in row:
-            with pytest.raises(DataError, match=r"^t\.csv:2: 5 values for 3 columns\.$"):
-                _read(tmp_path, table="t.csv")
-        else:
-            assert _read(tmp_path, table="t.csv")[0].fields["captions"] == ["never closed\n"]
-
-    def test_a_csv_field_beyond_all_bounds(self, tmp_path):
-        (tmp_path / "t.csv").write_text("image,caption\na.png," + "x" * 200_000 + "\n")
-        with pytest.raises(DataError, match=r"^t\.csv: field larger than field limit"):
+        (tmp_path / "t.csv").write_text(f"image,caption,group\n{rows}\n")
+        with pytest.raises(DataError) as caught:
             _read(tmp_path, table="t.csv")
+        assert str(caught.value).startswith(sentence)
+
+    def test_a_quote_in_a_tsv_is_a_character(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(PNG)
+        captions = ['"Once upon a time', "two", 'he said "no"', '"', "five", '"six" and', "seven", '"eight"']
+        (tmp_path / "t.tsv").write_text("image\tcaption\n" + "".join(f"a.png\t{c}\n" for c in captions))
+        assert [row.fields["captions"] for row in _read(tmp_path, table="t.tsv")] == [[c] for c in captions]
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+    def test_encodings(self, tmp_path, encoding, suffix):
+        (tmp_path / "a.png").write_bytes(PNG)
+        row = {"image": "a.png", "caption": "ein Bär\u2028im \x85 Wald"}
+        mark = "\t" if suffix == "tsv" else ","
+        text = (
+            json.dumps(row, ensure_ascii=False)
+            if suffix == "jsonl"
+            else mark.join(row) + "\n" + mark.join(row.values())
+        )
+        (tmp_path / f"t.{suffix}").write_bytes(f"{text}\n".encode(encoding))
+        (found,) = _read(tmp_path, table=f"t.{suffix}")
+        assert found.fields == {"captions": [row["caption"]]}
 
 
 class TestFolder:
@@ -320,7 +383,7 @@ class TestCoco:
 
     def test_five_captions_split_and_license(self, tmp_path):
         source = self._source(tmp_path)
-        assert sources.detect(source, "captions.jsonl") == "coco"
+        assert sources.detect(source, _options(tmp_path)) == "coco"
         train, validation = _read(source, "coco")
         assert train.fields == {
             "captions": [f"train2017 {n}" for n in range(5)], "coco_id": 1, "coco_url": "u", "license": "CC-BY-2.0",
@@ -332,15 +395,16 @@ class TestCoco:
         source = self._source(tmp_path)
         shutil.move(source / "val2017", source / "pictures")
         name = "annotations/captions_val2017.json"
-        assert sources.detect(source, name) == "coco"
-        (row,) = _read(source, "coco", name, image_folder="pictures")
+        assert sources.detect(source, _options(source, table=name)) == "coco"
+        row, other = _read(source, "coco", name, image_folder="pictures")
         assert row.image == PNG
-        (row,) = _read(source, "coco", name)
-        assert row.image == b""  # for the quarantine
+        assert (other.name, other.unlisted) == ("train2017/000000000001.jpg", True)
+        row, _ = _read(source, "coco", name)
+        assert row.image == PNG  # the only file of that name
 
     def test_an_image_without_caption_and_one_outside(self, tmp_path):
         (row, _) = _read(self._source(tmp_path, annotations=[]), "coco")
-        assert row.fault == "no caption"
+        assert row.fields["captions"] == []
         for file in (tmp_path / "annotations").iterdir():
             file.write_text(json.dumps({"images": [{"id": 1, "file_name": "../../x.jpg"}], "annotations": []}))
         with pytest.raises(DataError, match=r"^captions_train2017\.json: image '../../x\.jpg' lies outside the input"):
@@ -359,7 +423,7 @@ class TestParquet:
         for index, image in enumerate(("a.png", PNG, {"bytes": PNG, "path": None}, {"bytes": None, "path": "a.png"})):
             rows = [{"image": image, "captions": ["one", "two"], "group": None, "width": 7}]
             parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{index}.parquet")
-            (row,) = _read(tmp_path, table=f"{index}.parquet")
+            row = _read(tmp_path, table=f"{index}.parquet")[0]
             assert (row.image, row.extension) == (PNG, "png")
             assert row.fields == {"captions": ["one", "two"], "width": 7}
 
@@ -367,7 +431,7 @@ class TestParquet:
         data = [PNG + bytes([n]) * n for n in range(40)]
         rows = [{"image": image, "caption": f"{n}"} for n, image in enumerate(data)]
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=7)
-        assert [row.image for row in _read(tmp_path, table="t.parquet")] == data
+        assert [row.image for row in _read(tmp_path, table="t.parquet") if not row.unlisted] == data
 
     @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
     def test_a_damaged_file(self, tmp_path, share):

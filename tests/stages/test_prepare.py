@@ -89,7 +89,10 @@ class TestSplit:
         rows = [{"caption": "x", "group_key": None} for _ in range(200)]
         metrics = run_prepare(write_table(tmp_path / "a", rows), tmp_path / "out", validation_share=0.25)
         assert 30 <= metrics["samples/validation"] <= 70
-        assert metrics["samples/validation"] + metrics["samples/train"] == 200
+        assert 30 <= metrics["samples/test"] <= 70
+        assert sum(metrics[f"samples/{split}"] for split in ("train", "validation", "test")) == 200
+        metrics = run_prepare(tmp_path / "a", tmp_path / "no-test", validation_share=0.25, test_share=0)
+        assert (metrics["samples/test"], metrics["samples/validation"] > 30) == (0, True)
 
     def test_a_given_split_wins_and_an_unknown_one_is_quarantined(self, tmp_path):
         rows = [{"caption": "x", "split": split} for split in ("test", "validation", "dev")]
@@ -105,8 +108,8 @@ class TestSplit:
 def test_bad_samples_are_quarantined_with_their_reason_and_counted(tmp_path):
     source = write_table(tmp_path / "a", [{"caption": "fine"} for _ in range(4)])
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 30, 3)).astype(np.uint8))
-    noise.save(source / "whole.jpg")
-    (source / "cut.jpg").write_bytes((source / "whole.jpg").read_bytes()[:400])
+    noise.save(tmp_path / "whole.jpg")
+    (source / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
     (source / "empty.png").write_bytes(b"")
     (source / "text.png").write_text("no picture")
     Image.new("L", (200, 200)).save(source / "big.png")
@@ -114,7 +117,7 @@ def test_bad_samples_are_quarantined_with_their_reason_and_counted(tmp_path):
     bad = {
         "cut.jpg": "image: cannot be decoded: ", "empty.png": "picture file is missing or empty",
         "gone.png": "picture file is missing or empty", "text.png": "image: cannot be decoded: cannot identify",
-        "big.png": "image: 200x200 pixels, want at most 10000 in all", "notes.txt": "no picture (jpg, jpeg, png, webp)",
+        "big.png": "image: 200x200 pixels, want at most 10000 in all", "notes.txt": "no picture (jpg, jpeg, png, webp,",
         "same.png": "same bytes as 0.png", "1.png#blank": "no caption", "2.png#surrogate": "a text is no valid Unicode",
     }  # fmt: skip
     with (source / "captions.jsonl").open("a") as handle:
@@ -122,7 +125,16 @@ def test_bad_samples_are_quarantined_with_their_reason_and_counted(tmp_path):
             caption = {"1.png#blank": " \t\n ", "2.png#surrogate": "half \ud83d"}.get(name, "x")
             handle.write(json.dumps({"image": name.partition("#")[0], "captions": [caption]}) + "\n")
     metrics = run_prepare(source, tmp_path / "out", max_bad_share=0.7, max_pixels=10_000)
-    assert metrics["samples/train"] + metrics["samples/validation"] == 4
+    assert metrics["images/kept"] == 4
+    assert (
+        metrics["images/seen"]
+        == 4 + len(bad)
+        == sum(metrics[name] for name in ("images/kept", "quarantined", "duplicates"))
+    )
+    reasons = {name.partition("/")[2]: n for name, n in metrics.items() if name.startswith("quarantined/")}
+    assert reasons == {
+        "undecodable": 2, "missing_file": 2, "size": 1, "no_image": 1, "no_caption": 1, "no_unicode": 1
+    }  # fmt: skip
     assert (metrics["quarantined"], metrics["duplicates"]) == (8, 1)
     assert manifest.read(str(tmp_path / "out")).quarantined == 8
     rejected = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
@@ -141,7 +153,9 @@ def test_too_many_bad_samples_stop_before_anything_is_written(tmp_path):
     assert str(caught.value).startswith(
         "prepare.max_bad_share: 1 of 9 samples are bad (want at most 10.00%), the first is '5.png': image: cannot be"
     )
-    assert not (tmp_path / "out").exists()
+    assert str(caught.value).endswith(f"; all are in '{tmp_path}/out/quarantine.jsonl'.")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["quarantine.jsonl"]
+    assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["sample"] == "5.png"
 
 
 def test_the_sentence_names_a_bad_sample_not_a_duplicate(tmp_path):
@@ -149,7 +163,7 @@ def test_the_sentence_names_a_bad_sample_not_a_duplicate(tmp_path):
         tmp_path / "a", [{"caption": "x"}, {"caption": "x", "image": "0.png"}, {"caption": "x", "image": "gone.png"}]
     )
     (source / "gone.png").unlink()
-    with pytest.raises(DataError, match=r"the first is 'gone\.png': picture file is missing or empty\.$"):
+    with pytest.raises(DataError, match=r"the first is 'gone\.png': picture file is missing or empty; all"):
         run_prepare(source, tmp_path / "out")
 
 

@@ -80,7 +80,7 @@ BAD = {
     "cut.jpg": (_encode(_scene(), "JPEG", quality=95)[:300], "image: cannot be decoded: "),
     "words.png": (b"this is no picture", "image: cannot be decoded: cannot identify image file"),
     "zero.png": (b"", "picture file is missing or empty"),
-    "huge.png": (_huge_png(12_000, 9_000), "image: cannot be decoded: Image size (108000000 pixels) exceeds limit"),
+    "huge.png": (_huge_png(12_000, 9_000), "image: 12000x9000 pixels, want at most 50000000 in all"),
     "large.png": (_huge_png(9_000, 6_000), "image: 9000x6000 pixels, want at most 50000000 in all"),
     "endless.png": (_huge_png(2**31 - 1, 2**31 - 1), "image: cannot be decoded: "),
 }
@@ -130,7 +130,8 @@ def test_odd_pictures_are_kept_and_broken_ones_quarantined_with_their_reason(tmp
 
 
 @pytest.mark.parametrize(
-    ("size", "sentence"), [((12_000, 9_000), "exceeds limit"), ((9_000, 6_000), "9000x6000 pixels, want at most")]
+    ("size", "sentence"),
+    [((12_000, 9_000), "12000x9000 pixels, want at most"), ((9_000, 6_000), "9000x6000 pixels, want at most")],
 )
 def test_a_header_of_a_hundred_megapixels_allocates_nothing(size, sentence):
     """324 MB of pixels are promised; neither Python nor the process grows by a tenth of it."""

@@ -21,6 +21,7 @@ from mobileclip import manifest, storage
 from mobileclip.data.shards import IMAGE_EXTENSIONS, read_samples
 from mobileclip.errors import DataError
 from mobileclip.evaluation.suite.tasks import CLASSES_FILE, TEMPLATES_FILE, Task
+from mobileclip.storage.walk import is_hidden
 
 _COUNT_FILE = "nshards.txt"
 
@@ -109,12 +110,16 @@ def open_task(task: Task, root: str) -> Source:
 
 def _classes(task: Task, folder: str) -> list[str]:
     if task.layout == "imagefolder" and not storage.exists(storage.join(folder, CLASSES_FILE)):
-        return sorted({name.split("/")[0] for name in storage.list_files(folder) if "/" in name and name[0] != "."})
+        return sorted({name.split("/")[0] for name in _visible(folder) if "/" in name})
     if task.layout == "prepared":
         content = manifest.read(folder)
         values = {sample.metadata.get(task.field) for sample in read_samples(folder, content, task.split)}
         return sorted(str(value) for value in values if value is not None)
     return _lines(folder, CLASSES_FILE, task.key)
+
+
+def _visible(folder: str) -> list[str]:
+    return [name for name in storage.list_files(folder) if not is_hidden(name)]
 
 
 def _lines(folder: str, name: str, key: str) -> list[str]:
@@ -176,7 +181,7 @@ def _item(source: Source, where: str, members: dict[str, bytes]) -> Item:
         if task.kind == "faces":
             return Item([image], groups=groups)
         if task.kind == "retrieval":
-            texts = [line.strip() for line in members["txt"].decode().splitlines() if line.strip()]
+            texts = [line.strip() for line in members["txt"].decode().split("\n") if line.strip()]
             return Item([image], texts=texts)
         label = int(members["cls"])
     except (KeyError, StopIteration, ValueError) as error:
@@ -203,7 +208,7 @@ def _association(members: dict[str, bytes]) -> Item:
 
 
 def _from_folders(folder: str, places: dict[str, int]) -> Iterator[Item]:
-    for path in storage.list_files(folder):
+    for path in _visible(folder):
         if path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
             name = path.split("/")[0]
             if name not in places:
