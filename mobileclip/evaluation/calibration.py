@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from mobileclip.errors import IntegrityError
+
 # Combinations of scales up to which an ensemble is searched exhaustively: four teachers with seven scales.
 _EXHAUSTIVE = 3000
 _ROUNDS = 3
@@ -58,10 +60,15 @@ def likelihoods(batches: Sequence[Mapping[str, Pair]], scales: Sequence[float]) 
     Args:
         batches: By teacher unit-norm image and text embeddings [rows, dim] of the same pairs.
         scales: Candidates (1 / temperature).
+
+    Raises:
+        IntegrityError: Embeddings of a teacher are not finite, of which no scale is the best.
     """
     table: dict[str, list[list[torch.Tensor]]] = {name: [[] for _ in scales] for name in batches[0]}
     for batch in batches:
         for name, (image, text) in batch.items():
+            if not (torch.isfinite(image).all() and torch.isfinite(text).all()):
+                raise IntegrityError(f"calibrate: the stored embeddings of teacher '{name}' are not finite.")
             cosines = image.double() @ text.double().T
             for place, scale in enumerate(scales):
                 logits = scale * cosines
@@ -96,7 +103,7 @@ def grow(found: Likelihoods, names: Sequence[str]) -> Ensemble:
         rest = [name for name in names if name not in best.scales]
         grown = [joint(found, [n for n in names if n in best.scales or n == name]) for name in rest]
         better = min(grown, key=lambda ensemble: ensemble.nll, default=best)
-        if better.nll >= best.nll:
+        if not better.nll < best.nll:  # also where one is not a number: the search ends
             return best
         best = better
 

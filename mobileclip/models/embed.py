@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from mobileclip.data.preprocess import image_tensor
-from mobileclip.errors import MobileClipError
+from mobileclip.errors import IntegrityError, MobileClipError
 from mobileclip.models.checkpoints import is_shortage
 from mobileclip.models.zoo import Clip
 
@@ -60,6 +60,25 @@ def embed_texts(clip: Clip, texts: Sequence[str], *, batch_size: int, precision:
         features = _unit(_in_batches(clip, "texts", distinct, clip.encode_text, batch_size))
     place = {text: index for index, text in enumerate(distinct)}
     return features[[place[text] for text in texts]]
+
+
+def check_finite(features: torch.Tensor, *, model: str, where: str) -> None:
+    """Refuse vectors that are not finite where they are made, before anything is written or trained with them.
+
+    Args:
+        features: Embeddings of any shape.
+        model: Who made them, as the sentence names it: `teacher 'laion'`.
+        where: What they are of: `shard 'train-00003'`.
+
+    Raises:
+        IntegrityError: At least one value is NaN or infinite.
+    """
+    bad = int((~torch.isfinite(features)).flatten(1).any(dim=1).sum())
+    if bad:
+        raise IntegrityError(
+            f"{model}: {bad} of {len(features)} embeddings of {where} are not finite; its weights or its precision "
+            "are at fault."
+        )
 
 
 def _in_batches(

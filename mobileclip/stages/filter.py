@@ -14,7 +14,7 @@ from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import zoo
-from mobileclip.models.embed import embed_pixels, embed_texts
+from mobileclip.models.embed import check_finite, embed_pixels, embed_texts
 from mobileclip.reports.figures import save_histogram
 from mobileclip.tracking.protocol import Tracker
 
@@ -84,7 +84,9 @@ def _score(clip: zoo.Clip, data: str, shard: Shard, config: Filter) -> Tensors:
     pixels = torch.stack([resize(decode(sample.image), clip.preprocess) for sample in samples])
     image = embed_pixels(clip, pixels, batch_size=config.batch_size)
     text = embed_texts(clip, [sample.captions[0] for sample in samples], batch_size=config.batch_size)
-    return {"score": (image * text).sum(dim=1)}
+    score = (image * text).sum(dim=1)
+    check_finite(score[:, None], model=f"filter model '{clip.name}'", where=f"shard '{shard.name}'")
+    return {"score": score}
 
 
 def _write_figure(out: str, scores: torch.Tensor, cut: float, tracker: Tracker) -> None:

@@ -23,7 +23,7 @@ from mobileclip.errors import ConfigError, DataError
 from mobileclip.manifest import Manifest, Shard
 from mobileclip.models import attributions as credit
 from mobileclip.models import zoo
-from mobileclip.models.embed import embed_pixels, embed_texts
+from mobileclip.models.embed import check_finite, embed_pixels, embed_texts
 from mobileclip.parallel import ahead
 from mobileclip.tracking.protocol import Tracker
 
@@ -155,6 +155,7 @@ def _compute(
         flat, counts = [text for row in texts for text in row], [len(row) for row in texts]
         for name in reading:
             features = embed_texts(clips[name], flat, batch_size=config.batch_size, precision=config.precision)
+            check_finite(features, model=f"teacher '{name}'", where=f"texts of shard '{shard.name}'")
             found[f"{name}.{kind}"] = encode(features, counts, config.dtype)
     return found
 
@@ -183,6 +184,7 @@ def _view_columns(config: Reinforce, reader: ShardReader, clips: Mapping[str, zo
     def embed(form: Format, pixels: torch.Tensor) -> None:
         for name in teachers[form]:
             features = embed_pixels(clips[name], pixels, batch_size=config.batch_size, precision=config.precision)
+            check_finite(features, model=f"teacher '{name}'", where=f"views of shard '{reader.name}'")
             parts[name].append(features)
 
     rows: list[np.ndarray] = []

@@ -232,6 +232,11 @@ def _set_random(run: _Run) -> None:
         torch.manual_seed((torch.initial_seed() + 1_000_003 * rank + 7919 * state.step) % 2**63)
 
 
+def _cause(step: int) -> str:
+    """What to look at where a step is not finite; before the first update no learning rate has done it."""
+    return "lower the learning rate" if step else "the weights it starts from or its data are not finite"
+
+
 def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
     config, optimizer, world = run.config, run.optimizer, run.world
     rate = learning_rate(config.optimizer, step=step, steps=config.steps)
@@ -245,7 +250,7 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
     def check(total: torch.Tensor) -> None:
         if not bool(torch.isfinite(total)):
             value = float(total.detach())
-            raise MobileClipError(f"training: the loss is {value} at step {step}; lower the learning rate.")
+            raise MobileClipError(f"training: the loss is {value} at step {step}; {_cause(step)}.")
 
     optimizer.zero_grad(set_to_none=True)
     losses, features = backward(
@@ -258,7 +263,7 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
     limit = config.optimizer.grad_clip or float("inf")
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
     if not (run.scaler.is_enabled() or math.isfinite(norm)):  # float16 leaves such a step out by itself
-        raise MobileClipError(f"training: the gradient norm is {norm} at step {step}; lower the learning rate.")
+        raise MobileClipError(f"training: the gradient norm is {norm} at step {step}; {_cause(step)}.")
     run.scaler.step(optimizer)
     run.scaler.update()
     scale = getattr(run.model, "logit_scale", None)

@@ -1,5 +1,6 @@
 """The search against a literal count in double precision, and its limits."""
 
+import dataclasses
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from mobileclip.errors import IntegrityError
 from mobileclip.evaluation import calibration
 
 SCALES = (2.0, 8.0, 30.0, 100.0)
@@ -70,6 +72,20 @@ def test_descent_ends_where_no_single_change_helps(found, monkeypatch):
     places = {name: SCALES.index(scale) for name, scale in result.scales.items()}
     for name, place in itertools.product(places, range(len(SCALES))):
         assert calibration._score(found, {**places, name: place}).nll >= result.nll
+
+
+def test_a_search_ends_where_a_teacher_is_not_finite_and_its_vectors_are_refused():
+    batches = _batches({"sharp": 0.1, "vague": 1.0})
+    table = calibration.likelihoods(batches, [10.0, 30.0])
+    spoiled = dataclasses.replace(table, **{
+        field.name: {name: [[part * math.nan for part in row] for row in rows] for name, rows in value.items()}
+        for field in dataclasses.fields(table) if isinstance(value := getattr(table, field.name), dict)
+    })  # fmt: skip
+    assert len(calibration.grow(spoiled, ["sharp", "vague"]).scales) == 1
+    image, text = batches[1]["vague"]
+    batches[1]["vague"] = (image, text * math.inf)
+    with pytest.raises(IntegrityError, match=r"^calibrate: the stored embeddings of teacher 'vague' are not finite\.$"):
+        calibration.likelihoods(batches, [10.0])
 
 
 def test_comparison_holds_every_ensemble_best_first_and_growing_finds_the_best_pair(found):

@@ -12,7 +12,7 @@ from mobileclip.config import Filter
 from mobileclip.data.columns import ColumnReader
 from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
-from mobileclip.errors import DataError
+from mobileclip.errors import DataError, IntegrityError
 from mobileclip.models import zoo
 from mobileclip.models.replay import verify
 from mobileclip.stages import filter as stage
@@ -120,3 +120,19 @@ def test_off_keeps_every_pair_without_a_model(tiny_data, tmp_path):
     content = manifest.read(str(tmp_path))
     assert not content.columns
     assert [shard.sha256 for shard in content.shards] == [shard.sha256 for shard in manifest.read(tiny_data).shards]
+
+
+def test_scores_that_are_not_finite_are_refused(tiny_data, tiny_teachers, tmp_path, monkeypatch):
+    load = zoo.load
+
+    def spoiled(*args, **options):
+        clip = load(*args, **options)
+        with torch.no_grad():
+            next(p for p in clip.model.visual.parameters() if p.ndim > 1).view(-1)[0] = float("nan")
+        return clip
+
+    monkeypatch.setattr(zoo, "load", spoiled)
+    with pytest.raises(
+        IntegrityError, match=r"^filter model '.+': \d+ of \d+ embeddings of shard '.+' are not"
+    ):
+        _run(tiny_data, tiny_teachers, tmp_path / "out")

@@ -14,7 +14,7 @@ from mobileclip.data.columns import ColumnPlan, ColumnReader, build_columns, col
 from mobileclip.data.embeddings import decode_all
 from mobileclip.data.images import decode
 from mobileclip.data.shards import ShardReader
-from mobileclip.errors import ConfigError, DataError, MobileClipError
+from mobileclip.errors import ConfigError, DataError, IntegrityError, MobileClipError
 from mobileclip.lineage import attribution
 from mobileclip.manifest import Attribution
 from mobileclip.models import zoo
@@ -258,3 +258,21 @@ def test_what_a_teacher_was_made_from_is_kept_with_its_column(tiny_data, tiny_te
     content = manifest.read(str(tmp_path / "out"))
     own = Attribution(kind="teacher", name="first", license="MIT")
     assert attribution.of_column(content, "first.views", "teacher") == [own, tower]
+
+
+@pytest.mark.parametrize(("tower", "what"), [("visual", "views"), ("text", "texts")])
+def test_a_teacher_that_is_not_finite_is_refused_where_its_vectors_are_made(
+    tiny_captioned, tiny_teachers, reinforce_config, tmp_path, monkeypatch, tower, what
+):  # fmt: skip
+    load = zoo.load
+
+    def spoiled(*args, **options):
+        clip = load(*args, **options)
+        with torch.no_grad():
+            next(p for p in getattr(clip.model, tower).parameters() if p.ndim > 1).view(-1)[0] = float("nan")
+        return clip
+
+    monkeypatch.setattr(zoo, "load", spoiled)
+    wanted = rf"^teacher '\w+': \d+ of \d+ embeddings of {what} of shard '.+' are not finite; "
+    with pytest.raises(IntegrityError, match=wanted):
+        _run(reinforce_config, tmp_path / "out", tiny_captioned, tiny_teachers)

@@ -248,7 +248,10 @@ def test_a_gradient_that_is_not_finite_stops_with_a_sentence_and_no_update(tmp_p
         out = model(batch["image"])
         return {"loss": F.cross_entropy(out, batch["target"]) + 0 * torch.sqrt(0 * out.sum())}  # 0 * infinity
 
-    with pytest.raises(MobileClipError, match=r"^training: the gradient norm is nan at step 0; lower the learning"):
+    with pytest.raises(
+        MobileClipError,
+        match=r"^training: the gradient norm is nan at step 0; the weights it starts",
+    ):
         _run(model, tmp_path, loss=loss)
     assert all(torch.equal(v, dict(model.named_parameters())[k]) for k, v in before.items())
 
