@@ -12,7 +12,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from mobileclip.data import sources
+from mobileclip.data.images import FORMATS
+from mobileclip.data.render import RENDERED
 from mobileclip.data.sources import Raw
+from mobileclip.data.zips import unzipped
 
 _OPENED = 5000
 """Images whose bytes are read, for sizes, damage and duplicates."""
@@ -104,11 +107,15 @@ def survey(source: Path, table: str) -> Survey:
     Raises:
         DataError: The source is none that `prepare` reads.
     """
-    kind = sources.detect(source, table)
-    found = Survey(kind)
     seen: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="mobileclip-init-") as scratch:
-        for raw in sources.read(source, kind, table, scratch=Path(scratch)):
+        options = sources.Options(scratch=Path(scratch), table=table)
+        root = unzipped(source, options.scratch, max_inflation=options.max_inflation, follow_links=options.follow_links)
+        kind = sources.detect(root, options)
+        found = Survey(kind)
+        for raw in sources.read(root, kind, options):
+            if raw.unlisted:
+                continue
             found.rows += 1
             reason = raw.fault or _look(found, raw, seen)
             if reason:
@@ -145,8 +152,9 @@ def _look(found: Survey, raw: Raw, seen: set[str]) -> str:
         return ""
     data = raw.image
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            found.sides.append(min(image.size))
+        if raw.extension not in RENDERED:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                found.sides.append(min(image.size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "not readable as an image"
     found.opened += 1
