@@ -132,7 +132,5 @@ def test_scores_that_are_not_finite_are_refused(tiny_data, tiny_teachers, tmp_pa
         return clip
 
     monkeypatch.setattr(zoo, "load", spoiled)
-    with pytest.raises(
-        IntegrityError, match=r"^filter model '.+': \d+ of \d+ embeddings of shard '.+' are not"
-    ):
+    with pytest.raises(IntegrityError, match=r"^filter model '.+': \d+ of \d+ embeddings of shard '.+' are not"):
         _run(tiny_data, tiny_teachers, tmp_path / "out")
