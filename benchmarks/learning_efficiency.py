@@ -210,8 +210,7 @@ def restored(dtype: str) -> TeacherFeatures:
 def scorer(clip: zoo.Clip, data: str, content: manifest.Manifest) -> Callable[[], dict[str, float]]:
     """Recall at 1 and 10 (mean of both directions) on the test split, per slice of `seen`."""
     samples = list(read_samples(data, content, "test"))
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    pixels = torch.stack([resize(decode(s.image), size, interpolation) for s in samples])
+    pixels = torch.stack([resize(decode(s.image), clip.preprocess) for s in samples])
     texts = [s.captions[0] for s in samples]
     order = sorted(set(texts))
     ids = torch.tensor([order.index(text) for text in texts])

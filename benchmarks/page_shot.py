@@ -117,8 +117,7 @@ def compare(
     clip: zoo.Clip, samples: list[Sample], texts: list[str], got: dict[str, np.ndarray]
 ) -> dict[str, float]:  # fmt: skip
     """Smallest cosines with PyTorch's embeddings."""
-    size, interpolation = clip.preprocess.size, clip.preprocess.interpolation
-    squashed = torch.stack([images.resize(images.decode(sample.image), size, interpolation) for sample in samples])
+    squashed = torch.stack([images.resize(images.decode(sample.image), clip.preprocess) for sample in samples])
     pictures = clip.encode_image(image_tensor(squashed, clip.preprocess)).numpy()
     return {
         "image_cosine": float((pictures * got["image"]).sum(1).min()),

@@ -116,7 +116,7 @@ def finish(stage: str, section: config.Section, out: Path, metrics: dict[str, fl
 
 def evaluate(root: Path, data: Path, student: Path, *, seed: int = 0) -> Path:
     """Run the stage evaluate."""
-    section = config.Evaluate(bootstrap=200, gallery=0, seed=seed)
+    section = config.Evaluate(classifications=[config.Classification()], bootstrap=200, gallery=0, seed=seed)
     entry.run_stage("evaluate", section, out=root / "evaluate", data=data, student=student)
     return root / "evaluate"
 

@@ -113,7 +113,9 @@ class Check:
             except ValueError as error:
                 if name not in self.left_out:
                     self.left_out[name] = raw.name
-                    logger.warning("prepare: the field '%s' is left out: %s (first at '%s').", name, error, raw.name)
+                    # A name in a tar may hold bytes that are no text, which no log can write.
+                    where = raw.name.encode("utf-8", "backslashreplace").decode()
+                    logger.warning("prepare: the field '%s' is left out: %s (first at '%s').", name, error, where)
         metadata["license"] = metadata.get("license") or self._config.license
         return metadata
 

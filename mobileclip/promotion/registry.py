@@ -128,7 +128,7 @@ def having(tags: Collection[str]) -> list[tuple[Registry, Version]]:
     Raises:
         ConfigError: MLflow is missing or its store does not answer.
     """
-    client = tracking.connect()
+    client = tracking.connect(optional=False)
     found: list[Any] = []
     with tracking.one_sentence(optional=False):
         token = None
@@ -148,7 +148,7 @@ def connect(name: str) -> Registry:
     Raises:
         ConfigError: MLflow is missing or its store does not answer.
     """
-    return Registry(tracking.connect(), name)
+    return Registry(tracking.connect(optional=False), name)
 
 
 def _version(item: Any) -> Version:

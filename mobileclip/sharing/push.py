@@ -171,6 +171,7 @@ def upload(folder: Path, repository: str, *, private: bool = False, message: str
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+        from huggingface_hub.utils import httpx
     except ModuleNotFoundError:
         raise ConfigError("push: needs the package 'huggingface_hub', install mobileclip-pipelines[train].") from None
     if repository.count("/") != 1:
@@ -181,7 +182,7 @@ def upload(folder: Path, repository: str, *, private: bool = False, message: str
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message or "Push a student")
     except HFValidationError as error:
         raise ConfigError(f"push: got '{HUB}{repository}': {_first_line(error)}.") from None
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, httpx.HTTPError) as error:
         raise StorageError(f"push: the hub refuses '{repository}': {_first_line(error)}.") from None
     return str(done.commit_url)
 

@@ -151,15 +151,18 @@ def enabled() -> bool:
     return True
 
 
-def connect() -> Any:
+def connect(*, optional: bool = True) -> Any:
     """An `MlflowClient` for `MLFLOW_TRACKING_URI`, else for a SQLite file in the working folder.
+
+    Args:
+        optional: As for `one_sentence`.
 
     Raises:
         ConfigError: MLflow is missing, the URI is of no known kind, its SQLite file is half-made, or its server is of
             a version that lacks what promotion needs.
     """
     mlflow = load_mlflow()
-    with one_sentence():
+    with one_sentence(optional=optional):
         database.ensure(tracking_uri(), _create_database)
         _check_version(tracking_uri())
         return mlflow.MlflowClient(tracking_uri=tracking_uri())

@@ -118,14 +118,16 @@ class TestWrongInputs:
         assert len(lines) == 1
         assert "Traceback" not in err
         assert out == ""
-        assert not (tmp_path / "out").exists()
+        # A refused source leaves the list of what is wrong with it, and nothing else.
+        assert {path.name for path in (tmp_path / "out").glob("*")} <= {"quarantine.jsonl"}
         return lines[0].removeprefix("error: ")
 
     def test_empty_folder(self, capsys, tmp_path, params):
         (tmp_path / "empty").mkdir()
         sentence = self._fails(capsys, tmp_path, "prepare", "--params", params, "--source", tmp_path / "empty")
         assert (
-            sentence == f"prepare.source: '{tmp_path}/empty' holds no 'captions.jsonl', no .tar shards and no pictures."
+            sentence == f"prepare.source: '{tmp_path}/empty' holds no 'captions.jsonl', no other table of images and "
+            "captions, no .tar shards and no pictures."
         )
 
     def test_no_folder(self, capsys, tmp_path, params):
@@ -133,14 +135,16 @@ class TestWrongInputs:
         assert sentence == f"prepare: input 'source' is '{tmp_path}/none', there is no such file or folder."
 
     def test_missing_captions(self, capsys, tmp_path, params):
+        unnamed = "captions.jsonl: no column 'captions', got image; prepare.columns.captions names it."
+        blank = (
+            "prepare.max_bad_share: 1 of 1 samples are bad (want at most 1.00%), the first is 'a.png': no caption; "
+            f"all are in '{tmp_path / 'out' / 'quarantine.jsonl'}'."
+        )
         for name, text, expected in (
             ("empty", "", "prepare.source: '{}' holds no samples."),
-            ("none", '{"image": "a.png"}\n', "captions.jsonl:1: 'a.png' has no 'captions'."),
-            (
-                "blank", '{"image": "a.png", "caption": " "}\n',
-                "prepare.max_bad_share: 1 of 1 samples are bad (want at most 1.00%), the first is 'a.png': no caption.",
-            ),
-        ):  # fmt: skip
+            ("none", '{"image": "a.png"}\n', unnamed),
+            ("blank", '{"image": "a.png", "caption": " "}\n', blank),
+        ):
             source = _captions(tmp_path / name, text)
             assert self._fails(capsys, tmp_path, "prepare", "--params", params, "--source", source) == expected.format(
                 source

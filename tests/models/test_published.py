@@ -171,6 +171,7 @@ class TestFile:
         path = tmp_path / zoo.CONFIG_FILE
         raw = json.loads(path.read_text())
         assert raw["preprocess_cfg"].pop("resize_mode") == "squash"
+        (tmp_path / zoo.CARD_FILE).unlink()  # somebody else's folder: no card vouches for its files
         path.write_text(json.dumps({**raw, "preprocess_cfg": raw["preprocess_cfg"] | said}))
         found = zoo.load(f"local-dir:{tmp_path}").preprocess
         assert (found.resize, found.fill) == (wanted, said.get("fill_color", 0))
@@ -184,6 +185,7 @@ class TestFile:
     )
     def test_unknown_preprocessing_is_refused(self, tmp_path, said):
         zoo.save(str(tmp_path), zoo.create("tiny-mci"), license="MIT", card={})
+        (tmp_path / zoo.CARD_FILE).unlink()
         path = tmp_path / zoo.CONFIG_FILE
         raw = json.loads(path.read_text())
         path.write_text(json.dumps({**raw, "preprocess_cfg": raw["preprocess_cfg"] | said}))

@@ -31,7 +31,10 @@ def test_of_a_run_and_of_one_with_nothing_to_do(capsys, tmp_path, minimum, code,
     gate = config.Gate(
         metric="student/zero_shot/group/top1", minimum=minimum, lineage="ignore"
     )  # the data lies elsewhere
-    params = config.Params(promote=config.Promote(model_name=f"told-{code}", gate=gate))
+    params = config.Params(
+        evaluate=config.Evaluate(classifications=[config.Classification()]),
+        promote=config.Promote(model_name=f"told-{code}", gate=gate),
+    )
     (tmp_path / "params.yaml").write_text(render(params))
     for _ in range(2):
         found = main(["run", "--params", "params.yaml", "--root", str(root), "--from", "promote"])
