@@ -344,7 +344,7 @@ def test_importing_it_loads_no_mlflow(tmp_path):
 
 def test_report_and_figures_are_artifacts_of_the_run(server, tmp_path):
     world = students.world()
-    section = config.Evaluate(bootstrap=50, gallery=2)
+    section = config.Evaluate(classifications=[config.Classification()], bootstrap=50, gallery=2)
     inputs = {"data": world.data, "student": world.folders("good")["student"]}
     entry.run_stage("evaluate", section, out=tmp_path / "evaluate", **inputs)
     (run,) = server.search_runs([tracking.experiment_id(server)])
