@@ -171,7 +171,7 @@ def upload(folder: Path, repository: str, *, private: bool = False, message: str
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-        from huggingface_hub.utils import httpx
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the hub's own, whose name changes
     except ModuleNotFoundError:
         raise ConfigError("push: needs the package 'huggingface_hub', install mobileclip-pipelines[train].") from None
     if repository.count("/") != 1:
