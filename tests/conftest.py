@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # One core is enough for pictures of 64 pixels, and forks of a test process only cost time.
 os.environ.setdefault("MOBILECLIP_PROCESSES", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers of pytest-xdist are given a terminal's width; what is piped is as wide as it needs.
+os.environ.pop("COLUMNS", None)
 
 SIZES = (24, 40)
 

@@ -434,8 +434,7 @@ def test_the_summary_says_what_is_absent_and_that_the_average_does_not_compare(d
     assert average["low"] < average["value"] < average["high"]
 
 
-def test_required_data_must_be_there(data, checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)  # what is piped is as wide as it needs
+def test_required_data_must_be_there(data, checkpoint, tmp_path, capsys):
     arguments = ["suite", "--model", checkpoint, "--data", str(data), "--out", str(tmp_path)]
     assert main([*arguments, "--require", "--tasks", "cifar10", "misc/winogavil"]) == 2
     assert "no data for 1 of 2 tasks" in capsys.readouterr().err
