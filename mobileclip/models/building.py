@@ -152,11 +152,17 @@ def _text_source(name: str, folder: Path | None) -> str:
     """Where transformers reads a text tower's files: a folder that is checked first, else the hub, never by chance.
 
     Raises:
-        DataError: The folder names code, or `name` is a hub's name and a folder here, which transformers would prefer.
+        DataError: The folder names code, `name` is a hub's name and a folder here, which transformers would prefer, or
+            the files lie beside weights of which no folder was given.
     """
     if folder is not None:
         check_text_folder(folder)
         return str(folder)
+    if name == "text":
+        raise DataError(
+            "model: the text tower needs the Hugging Face files 'text', which cannot be loaded: they lie beside a "
+            "checkpoint's weights, and no folder was given."
+        )
     if Path(name).exists():
         raise DataError(
             f"model: the text tower needs the Hugging Face files '{name}', and a folder here has that name."

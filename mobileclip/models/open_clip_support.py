@@ -50,8 +50,8 @@ def extend() -> None:
             repmixer: Any = importlib.import_module(f"{_PREFIX}text_repmixer")
             return repmixer.text_repmixer_tower(embed_dim, text_cfg)
         if isinstance(text_cfg, dict) and text_cfg.get("hf_model_name") == "text":
-            raise OSError(
-                "its files lie in the checkpoint's folder 'text', which open_clip cannot find; "
+            raise ValueError(
+                "text tower: its files lie in the checkpoint's folder 'text', which open_clip cannot find; "
                 "load it with mobileclip.models.zoo.load('local-dir:FOLDER')."
             )
         return build_text(embed_dim, text_cfg, *args, **kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 from mobileclip import manifest, storage
 from mobileclip.config import Export
 from mobileclip.data.shards import Sample, read_samples
-from mobileclip.errors import ConfigError, DataError, IntegrityError, MobileClipError
+from mobileclip.errors import ConfigError, DataError, MobileClipError
 from mobileclip.formats import contract, programs, proof
 from mobileclip.formats import contract_writer as terms
 from mobileclip.formats.bundle import archive as bundle
@@ -64,7 +64,7 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
             "want two that differ: fine-tuning must not see the samples of the proof."
         )
     page = shipping.page_files(config)
-    clip = load_student(student)
+    clip = zoo.load("trained:student", trained=student)
     samples = _draw(data, content, config.split, config.samples, key="split")
     towers = split(clip)
     reference = _refer(config, clip, samples)
@@ -88,23 +88,6 @@ def run(config: Export, *, out: str, tracker: Tracker, student: str, data: str) 
     if not storage.is_s3(out):
         tracker.log_file(storage.join(out, PROOF_FILE), folder="export")
     return programs.metrics(written) | shipping.metrics(banks)
-
-
-def load_student(student: str) -> Clip:
-    """The distilled checkpoint, with its weights checked against its card.
-
-    Raises:
-        DataError: There is none, or its weights do not fit the architecture.
-        IntegrityError: The weights are not the card's.
-    """
-    clip = zoo.load("trained:student", trained=student)
-    promised = clip.card.get("sha256", clip.sha256)
-    if promised != clip.sha256:
-        raise IntegrityError(
-            f"student: the weights in '{student}' have sha256 {clip.sha256}, their card promises {promised}; "
-            "the checkpoint is damaged or was replaced."
-        )
-    return clip
 
 
 def _draw(data: str, content: Manifest, split_name: str, count: int, *, key: str) -> list[Sample]:

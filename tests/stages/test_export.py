@@ -389,8 +389,8 @@ def test_damaged_and_foreign_checkpoints(data, student, tmp_path):
     cases = [
         (tmp_path / "empty", DataError, "no checkpoint"),
         (checkpoint("cut", weights[:-1000]), DataError, "is damaged or holds no weights"),
-        (checkpoint("flipped", bytes(flipped)), IntegrityError, "their card promises"),
-        (checkpoint("junk", b"not safetensors"), DataError, "is damaged or holds no weights"),
+        (checkpoint("flipped", bytes(flipped)), IntegrityError, "model.json promises"),
+        (checkpoint("junk", b"not safetensors"), DataError, "does not fit .*: 15 bytes, want"),
         (tmp_path / "foreign", ConfigError, "captioner"),
     ]
     for folder, error, sentence in cases:
