@@ -7,7 +7,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 ROOT ?= runs/demo
 
-.PHONY: help setup system demo test test-slow lint format bench images results ablations compile ui clean
+.PHONY: help setup system demo test test-slow lint format bench images results compile ui clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,18 +47,11 @@ format: setup  ## Format the code
 bench: setup  ## Print the benchmark tables
 	OMP_NUM_THREADS=1 $(RUN) python -m benchmarks
 
-STUDY = $(RUN) python -m benchmarks.learning_efficiency --root runs/results --params params/results.yaml
-
-results: setup  ## Train the study of docs/results.md, plain against reinforced: about an hour
+results: setup  ## Train the study of docs/results.md, plain against reinforced: hours, goes on where it was stopped
 	$(RUN) python -m examples.emoji --out data/raw/emoji
-	$(RUN) mobileclip run --params params/results.yaml --root runs/results --source data/raw/emoji --towers data/raw/emoji/towers --to calibrate
-	$(RUN) python -m benchmarks.step_cost --root runs/results
-	$(STUDY) --other-seeds 0 --longer-seeds 0 --ablation-seeds 0
-
-ablations: results  ## Train its other variants and the ablations: hours, goes on where it was stopped
-	mkdir -p runs/counts && cp -r $(addprefix runs/results/,prepare train_teacher filter finetune_captioner) runs/counts
-	$(RUN) mobileclip run --params params/results.yaml --recipe benchmarks/counts.yaml --root runs/counts --source data/raw/emoji --from caption --to calibrate
-	$(STUDY)
+	$(RUN) mobileclip run --params params/demo.yaml --root $(ROOT) --source data/raw/emoji --towers data/raw/emoji/towers --to calibrate
+	$(RUN) python -m benchmarks.step_cost --root $(ROOT)
+	$(RUN) python -m benchmarks.learning_efficiency --root $(ROOT)
 
 compile: setup  ## Compile the Kubeflow pipelines to build/pipelines
 	$(RUN) python -m pipelines.compile --out build/pipelines

@@ -1,127 +1,151 @@
-"""Tables and figures of `docs/results.md`, from the trainings recorded in `docs/results.jsonl`."""
+"""Tables and figure of `docs/results.md`, from the trainings recorded in `docs/results.jsonl`."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import step_cost
 from mobileclip.config import Params
 from mobileclip.evaluation.statistics import over_seeds
 from mobileclip.manifest import spec_digest
-from mobileclip.reports.figures import new_figure, to_png
+from mobileclip.reports.figures import ACCENT, MUTED, to_png
 from mobileclip.training.contrastive import FREE
 
-PLAIN, REINFORCED, MOST = "plain CLIP", "reinforced", "10 views, 5 synthetic captions"
-LENGTHS = (1, 2, 3)
-"""Multiples of the steps at which plain CLIP is trained."""
-KEYS = {"seen/r1": "seen R@1", "seen/r10": "seen R@10", "unseen/r1": "unseen R@1", "unseen/r10": "unseen R@10"}
 Row = dict[str, Any]
-Point = tuple[float, float]
+HEADLINE = "retrieval/mean/r10"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What rows must have in common to stand in one table.
+
+    Attributes:
+        dataset: Digest of the reinforced dataset.
+        settings: Digest of the training's settings, see `settings_of`.
+    """
+
+    dataset: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a training differs in from the params file.
+
+    Attributes:
+        kind: The table it stands in.
+        changes: Keys of the `distill` section.
+        length: Multiplies the steps; each length has a schedule of its own.
+        images: Share of the training images.
+    """
+
+    kind: Literal["length", "images", "terms"]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    length: float = 1.0
+    images: float = 1.0
+
+
+PLAIN, REINFORCED = "plain CLIP", "reinforced"
+_PLAIN = {"distill_weight": 0.0, "bank_weight": 0.0, "synthetic": []}
+SHARES = (0.5, 0.25, 0.1)
+LENGTHS = {PLAIN: (1.0, 2.0, 4.0), REINFORCED: (1.0, 0.5, 0.25)}
+
+
+def longer(name: str, length: float) -> str:
+    """Name of a variant trained at a multiple of the steps."""
+    return name if length == 1 else f"{name}, {length:g}× the samples"
+
+
+def fewer(name: str, share: float) -> str:
+    """Name of a variant trained on a share of the images."""
+    return name if share == 1 else f"{name}, {100 * share:g} % of the images"
+
+
+VARIANTS: dict[str, Variant] = {
+    PLAIN: Variant("length", _PLAIN),
+    REINFORCED: Variant("length"),
+    longer(REINFORCED, 0.5): Variant("length", length=0.5),
+    longer(PLAIN, 2): Variant("length", _PLAIN, length=2),
+    longer(REINFORCED, 0.25): Variant("length", length=0.25),
+    longer(PLAIN, 4): Variant("length", _PLAIN, length=4),
+    **{fewer(PLAIN, share): Variant("images", _PLAIN, images=share) for share in SHARES},
+    **{fewer(REINFORCED, share): Variant("images", images=share) for share in SHARES},
+    "the batch's affinities alone, λ 0.7 (MobileCLIP)": Variant("terms", {"bank_weight": 0.0, "distill_weight": 0.7}),
+    "the same and features through a learned map (CLIP-KD)": Variant(
+        "terms", {"bank_weight": 0.0, "distill_weight": 0.7, "feature_weight": 20.0}
+    ),
+    "reinforced without synthetic captions": Variant("terms", {"synthetic": []}),
+    "plain CLIP with synthetic captions": Variant("terms", {"distill_weight": 0.0, "bank_weight": 0.0}),
+}
+
+
+def label(key: str) -> str:
+    """A metric's name in a table; empty = it is in none."""
+    parts = re.fullmatch(r"(?:slice/([^/]+)/)?(?:retrieval/mean/r(1|10)|zero_shot/([^/]+)/top1)", key)
+    if parts is None or (parts[1] and parts[3]) or (parts[1] and parts[2] == "1"):
+        return ""
+    name = f"R@{parts[2]}" if parts[2] else f"{parts[3]} top-1"
+    return name + (f", {parts[1]}" if parts[1] else "")
 
 
 def settings_of(params: Params) -> str:
-    """Digest of what the params file says of a student's training; length and seed are a row's own."""
+    """Digest of what the params file says of a student's training and of its scoring; the seed is a row's own."""
     section = params.distill.model_dump(mode="json", exclude_defaults=True, exclude={"training", "seed", "control"})
-    training = params.distill.training.model_dump(mode="json", exclude_defaults=True, exclude={"steps", *FREE})
-    return spec_digest({"model": params.distill.model, **section, "training": training})[:16]
+    training = params.distill.training.model_dump(mode="json", exclude_defaults=True, exclude=FREE)
+    scoring = params.evaluate.model_dump(mode="json", include={"split", "classifications", "slice_field"})
+    return spec_digest({"model": params.distill.model, **section, "training": training, "scoring": scoring})[:16]
 
 
-def read(path: Path, *, dataset: str, steps: int, settings: str) -> list[Row]:
-    """Trainings of one dataset, length and setting, each variant and seed once."""
+def read(path: Path, study: Study) -> list[Row]:
+    """The trainings of a study."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines]
-    wanted = (dataset, steps, settings)
-    return [row for row in rows if (row["dataset"], row["steps"], row.get("settings")) == wanted]
+    return [row for row in rows if (row["dataset"], row["settings"]) == (study.dataset, study.settings)]
 
 
-def write(
-    path: Path,
-    *,
-    datasets: Mapping[str, str],
-    steps: int,
-    params: Params,
-    teachers: Mapping[str, float],
-    out: Path,
-    ablations: Sequence[str],
-) -> None:
-    """Write `results.md` and its figures below `out`; `step-cost.json` there becomes a section.
+def write(path: Path, study: Study, *, params: Params, teachers: Mapping[str, float], images: int, out: Path) -> None:
+    """Write `results.md` and its figure below `out`; `step-cost.json` there becomes a section.
 
     Args:
         path: The recorded trainings.
-        datasets: Digest of the dataset of the study `main`, and of `counts` where it was run.
-        steps: Length of the trainings.
-        params: Of the main study.
-        teachers: Those that its calibration kept, with their logit scales.
+        study: Which of them.
+        params: Of the study.
+        teachers: Those that calibration kept, with their logit scales.
+        images: Training images of the dataset.
         out: Folder.
-        ablations: Variants of the main study that differ in one thing from the reinforced one.
     """
-    settings = settings_of(params)
-    rows = read(path, dataset=datasets["main"], steps=steps, settings=settings)
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    compared = [name for name in names if name not in [*ablations, *map(longer, LENGTHS[1:])]]
+    rows = read(path, study)
     figure = out / "figures" / "learning.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_bytes(_draw(rows, compared))
-    counts = read(path, dataset=datasets["counts"], steps=steps, settings=settings) if "counts" in datasets else []
-    counted = [name for name in dict.fromkeys(row["variant"] for row in counts) if name != MOST]
+    figure.write_bytes(_draw(rows, images))
     parts = [
-        _head(rows, params, teachers),
-        "## Learning efficiency\n",
-        _table(rows, compared),
-        "\n![learning curves](figures/learning.png)\n",
-        _differences(rows, compared),
-        _lengths(rows),
-        *_section("Ablations", "the reinforced student", _ablations(rows, REINFORCED, ablations)),
-        *_section(
-            "Numbers of views and captions", f"the student with {MOST}, a dataset of its own",
-            _ablations(counts, MOST, counted),
-        ),
-        _differing(out, {REINFORCED: (rows, ablations), MOST: (counts, counted)}),
+        _head(rows, params, teachers, images),
+        "![recall over samples seen and over training images](figures/learning.png)",
+        _samples(rows),
+        _images(rows),
+        _terms(rows),
         _step_cost(out / step_cost.FILE),
-    ]  # fmt: skip
-    text = "\n".join(part for part in parts if part) + "\n"
-    (out / "results.md").write_text(text, encoding="utf-8")
+    ]
+    (out / "results.md").write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
-def longer(length: int) -> str:
-    """Name of plain CLIP trained at a multiple of the steps."""
-    return f"{PLAIN}, {length}× the steps" if length > 1 else PLAIN
-
-
-def curves(rows: Sequence[Row], variant: str, key: str) -> tuple[list[float], np.ndarray, list[int]]:
-    """Samples seen [points], scores [seeds, points] and the seeds of a variant."""
-    own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["seed"])
-    scores = np.array([[point[key] for point in row["curve"]] for row in own])
-    return [point["samples"] for point in own[0]["curve"]], scores, [row["seed"] for row in own]
-
-
-def saving(plain: Sequence[Point], other: Sequence[Point]) -> float:
-    """Samples plain training took to its best score, over those the other took to reach that score.
-
-    Both are mean curves of (samples, score); between points the score is taken as linear from (0, 0) on. The result is
-    0 where the other never gets there.
-    """
-    best = max(plain, key=lambda point: point[1])
-    before: Point = (0.0, 0.0)
-    for samples, score in other:
-        if score >= best[1]:
-            share = (best[1] - before[1]) / max(score - before[1], 1e-12)
-            return best[0] / (before[0] + share * (samples - before[0]))
-        before = (samples, score)
-    return 0.0
-
-
-def needed(scores: Mapping[int, float], wanted: float) -> float:
-    """Multiple of the length at which plain training scores as wanted, linear between those tried; infinite = at none.
+def needed(scores: Mapping[float, float], wanted: float) -> float:
+    """Multiple of the samples (or share of the images) at which a wanted score is reached, linear between those tried.
 
     Args:
-        scores: Last score by multiple of the length, each of a training with a schedule of its own.
-        wanted: The reinforced student's score.
+        scores: Score by multiple, each of a training of its own; 0 at 0.
+        wanted: The score to reach.
+
+    Returns:
+        Infinite where none of them reaches it.
     """
-    before, low = 0, 0.0
+    before, low = 0.0, 0.0
     for length, score in sorted(scores.items()):
         if score >= wanted:
             return before + (length - before) * (wanted - low) / max(score - low, 1e-12)
@@ -129,104 +153,143 @@ def needed(scores: Mapping[int, float], wanted: float) -> float:
     return float("inf")
 
 
-def _lengths(rows: Sequence[Row]) -> str:
-    """What plain training reaches when it is trained for longer, against the reinforced student."""
-    trained = {row["variant"] for row in rows}
-    lengths = [length for length in LENGTHS if longer(length) in trained]
-    if len(lengths) < 2 or REINFORCED not in trained:
-        return ""
-    # Longer trainings were run on fewer seeds: each line of seeds is compared as far as it goes.
-    tables, before = [], 0
-    for count in range(len(lengths), 1, -1):
-        shared = _shared_seeds(rows, [REINFORCED, *map(longer, lengths[:count])])
-        if len(shared) > before:
-            tables.append(_length_table(rows, lengths[:count], shared))
-            before = len(shared)
-    return "\n".join([
-        "\n### Plain CLIP for longer\n",
-        "Each length is a training with a schedule of its own, on the same stored views. *Needed*: the multiple of",
-        "the samples at which plain CLIP scores as the reinforced student of the first line does, linear between the",
-        "lengths, with its 95 % interval over draws of the seeds.\n",
-        "\n\n".join(reversed(tables)),
-    ])  # fmt: skip
+def scores(rows: Sequence[Row], variant: str, key: str = HEADLINE) -> dict[int, float]:
+    """A variant's score by seed."""
+    return {row["seed"]: row["scores"][key] for row in rows if row["variant"] == variant}
 
 
-def _length_table(rows: Sequence[Row], lengths: Sequence[int], seeds: set[int]) -> str:
-    own = [row for row in rows if row["seed"] in seeds]
-    lines = ["| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS)]
-    for name in (REINFORCED, *map(longer, lengths)):
-        cells = [_interval(curves(own, name, key)[1][:, -1]) for key in KEYS]
-        lines.append(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "| **needed** | | " + " | ".join(_needed(own, lengths, key) for key in KEYS) + " |"])
+def _keys(rows: Sequence[Row]) -> list[str]:
+    return list(rows[0]["scores"])
 
 
-def _shared_seeds(rows: Sequence[Row], names: Sequence[str]) -> set[int]:
-    return set.intersection(*(set(curves(rows, name, "seen/r1")[2]) for name in names))
-
-
-def _needed(rows: Sequence[Row], lengths: Sequence[int], key: str) -> str:
-    """`needed` for the mean over seeds, and its interval over seeds drawn with replacement."""
-    plain = {length: curves(rows, longer(length), key)[1][:, -1] for length in lengths}
-    wanted = curves(rows, REINFORCED, key)[1][:, -1]
-    rng = np.random.default_rng(0)
-    draws = [np.arange(len(wanted)), *rng.integers(len(wanted), size=(2000, len(wanted)))]
-    found = [needed({k: float(v[draw].mean()) for k, v in plain.items()}, float(wanted[draw].mean())) for draw in draws]
-    low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")  # interpolation has no infinity
-    return f"{_times(found[0])} [{_times(low)}, {_times(high)}]".replace("inf", f"over {max(lengths)}")
-
-
-def _times(value: float) -> str:
-    return f"{value:.1f}×" if np.isfinite(value) else "inf×"
-
-
-def _head(rows: Sequence[Row], params: Params, teachers: Mapping[str, float]) -> str:
+def _head(rows: Sequence[Row], params: Params, teachers: Mapping[str, float], images: int) -> str:
     training = params.distill.training
-    steps = rows[0]["steps"]
-    trained = " and ".join(f"`{teacher.name}`" for teacher in params.train_teacher.teachers)
     kept = " and ".join(f"`{name}` at logit scale {scale:g}" for name, scale in teachers.items())
+    trained = " and ".join(f"`{teacher.name}`" for teacher in params.train_teacher.teachers)
     views, captions = params.reinforce.views.num_views, params.caption.num_captions
     return f"""# Results
 
-Made by `make results` and `make ablations` from [results.jsonl](results.jsonl), one line per training; nothing here is
-written by hand.
+Made by `make results` from [results.jsonl](results.jsonl), one line per training; nothing here is written by hand.
 
-Student `{params.distill.model}`, {steps} steps of {training.batch_size} samples on emoji by four artists
-({views} stored views and {captions} synthetic captions per picture; of the teachers that the chain itself trained,
-{trained}, the calibration kept {kept}).
-The reinforced student has λ = {params.distill.distill_weight:g}. All are scored on a **fifth artist whose pictures no
-training or validation saw**. Recall is the mean of image-to-text and text-to-image, in percent, over concepts whose
-other drawings were in the training (*seen*) or were not (*unseen*). Mean and 95 % interval over seeds; all variants of
-a seed start from the same weights and see the same pictures and views in the same order.
+{_headline(rows)}
+
+Student `{params.distill.model}`, {training.steps} steps of {training.batch_size} samples on {images:,} emoji by four
+artists ({views} stored views and {captions} synthetic captions per image; of the teachers that the chain itself
+trained, {trained}, the calibration kept {kept}). All are
+scored on a **fifth artist whose images no training or validation saw**. Recall (R) is the mean of image-to-text and
+text-to-image, in percent; *True* are concepts whose other drawings were in the training, *False* those that were not.
+Mean and 95 % interval over seeds of weights, order and draws; data, teachers and captions are the same for all. All
+variants of a seed start from the same weights. Plain CLIP learns at its own best rate.
 """
 
 
-def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
-    lines = ["| | seeds | " + " | ".join(KEYS.values()) + " |", "|---|---|" + "---|" * len(KEYS)]
-    for name in names:
-        cells = [_interval(curves(rows, name, key)[1][:, -1]) for key in KEYS]
-        lines.append(f"| {name} | {len(curves(rows, name, 'seen/r1')[2])} | " + " | ".join(cells) + " |")
-    chance = [rows[0]["curve"][-1][key.replace("/", "/chance/")] for key in KEYS]
-    return "\n".join([*lines, "| chance | | " + " | ".join(f"{100 * value:.1f}" for value in chance) + " |"])
-
-
-def _differences(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Paired by seed against plain CLIP, with the factor of samples saved."""
-    if PLAIN not in names:
+def _headline(rows: Sequence[Row]) -> str:
+    """The study in one sentence, from its numbers."""
+    plain, own = scores(rows, PLAIN), scores(rows, REINFORCED)
+    shared = sorted(plain.keys() & own.keys())
+    if not shared:
         return ""
-    head = [f"{KEYS[key]}, difference" for key in KEYS] + ["samples saved, seen R@10"]
-    lines = ["Against plain CLIP, paired by seed:\n", "| | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
-    for name in names:
-        if name == PLAIN:
-            continue
-        cells = [_interval(_paired(rows, name, key), sign=True) for key in KEYS]
-        mean = {n: _mean_curve(rows, n, "seen/r10") for n in (PLAIN, name)}
-        factor = saving(mean[PLAIN], mean[name])
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {f'{factor:.1f}×' if factor else 'not reached'} |")
+    mean = {name: sum(found[seed] for seed in shared) / len(shared) for name, found in ((PLAIN, plain), ("own", own))}
+    text = (
+        f"**At the same samples the reinforced student finds {100 * mean['own']:.1f} % within the first ten, "
+        f"plain CLIP {100 * mean[PLAIN]:.1f} %: {mean['own'] / max(mean[PLAIN], 1e-12):.1f} times as many"
+    )
+    factor = _factor(rows, LENGTHS[PLAIN], PLAIN, longer, REINFORCED)
+    return text + (f"; plain CLIP needs {factor} the samples for that.**" if factor else ".**")
+
+
+def _factor(rows: Sequence[Row], steps: Sequence[float], name: str, named: Any, other: str) -> str:
+    """What `name` needs, over `steps`, to score as `other` does, with its interval over draws of the shared seeds."""
+    found = {step: scores(rows, named(name, step)) for step in steps}
+    found = {step: by_seed for step, by_seed in found.items() if by_seed}
+    wanted = scores(rows, other)
+    seeds = sorted(set(wanted).intersection(*(set(by_seed) for by_seed in found.values())))
+    if len(found) < 2 or not seeds:
+        return ""
+    rng = np.random.default_rng(0)
+    draws = [np.arange(len(seeds)), *rng.integers(len(seeds), size=(2000, len(seeds)))]
+    values = {step: np.array([by_seed[seed] for seed in seeds]) for step, by_seed in found.items()}
+    goal = np.array([wanted[seed] for seed in seeds])
+    times = [needed({s: float(v[d].mean()) for s, v in values.items()}, float(goal[d].mean())) for d in draws]
+    low, high = np.quantile(times[1:], [0.025, 0.975], method="nearest")  # interpolation has no infinity
+    most = max(found)
+    return f"{_times(times[0], most)} [{_times(low, most)}, {_times(high, most)}]"
+
+
+def _times(value: float, most: float) -> str:
+    return f"{value:.2g}×" if np.isfinite(value) else f"over {most:g}×"
+
+
+def _samples(rows: Sequence[Row]) -> str:
+    names = [longer(name, length) for name in LENGTHS for length in LENGTHS[name]]
+    table = _table(rows, names)
+    lines = ["\n## Over samples seen\n", "Each line is a training with a schedule of its own.\n", table]
+    up = _factor(rows, LENGTHS[PLAIN], PLAIN, longer, REINFORCED)
+    down = _factor(rows, LENGTHS[REINFORCED], REINFORCED, longer, PLAIN)
+    if up:
+        lines.append(f"\nTo reach the reinforced student's R@10 plain CLIP needs {up} the samples")
+        lines.append("(linear between the lengths, 95 % interval over draws of the seeds).")
+    if down:
+        lines.append(f"To reach plain CLIP's the reinforced student needs {down} the samples.")
     return "\n".join(lines)
 
 
-def _section(title: str, base: str, table: str) -> list[str]:
-    return [f"\n## {title}\n", f"Each line changes one thing of {base}.\n", table] if table else []
+def _images(rows: Sequence[Row]) -> str:
+    names = [fewer(name, share) for share in (1.0, *SHARES) for name in (PLAIN, REINFORCED)]
+    if not any(scores(rows, fewer(PLAIN, share)) for share in SHARES):
+        return ""
+    text = (
+        "Equal steps on a share of the images, their captions and their stored embeddings; the teachers have seen all."
+    )
+    down = _factor(rows, (1.0, *SHARES), REINFORCED, fewer, PLAIN)
+    lines = ["\n## Over training images\n", text + "\n", _table(rows, names)]
+    if down:
+        lines.append(f"\nTo reach plain CLIP's R@10 on all images the reinforced student needs {down} the images.")
+    return "\n".join(lines)
+
+
+def _terms(rows: Sequence[Row]) -> str:
+    names = [name for name, variant in VARIANTS.items() if variant.kind == "terms" and scores(rows, name)]
+    if not names:
+        return ""
+    lines = [f"| difference to {PLAIN}, paired by seed | seeds | {_titles(rows)} |", _rule(rows)]
+    for name in [REINFORCED, *names]:
+        pairs = {key: _paired(rows, name, key) for key in _keys(rows)}
+        cells = [_interval(values, sign=True) for values in pairs.values()]
+        lines.append(f"| {name} | {len(pairs[HEADLINE])} | " + " | ".join(cells) + " |")
+    return "\n".join(["\n## What carries the knowledge\n", *lines])
+
+
+def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
+    lines = [f"| | seeds | {_titles(rows)} |", _rule(rows)]
+    for name in names:
+        if scores(rows, name):
+            cells = [_interval(np.array(list(scores(rows, name, key).values()))) for key in _keys(rows)]
+            lines.append(f"| {name} | {len(scores(rows, name))} | " + " | ".join(cells) + " |")
+    floor = " | ".join(f"{100 * rows[0]['floor'][key]:.1f}" for key in _keys(rows))
+    return "\n".join([*lines, f"| best constant or random answer | | {floor} |"])
+
+
+def _titles(rows: Sequence[Row]) -> str:
+    return " | ".join(label(key) for key in _keys(rows))
+
+
+def _rule(rows: Sequence[Row]) -> str:
+    return "|---|---|" + "---|" * len(_keys(rows))
+
+
+def _paired(rows: Sequence[Row], name: str, key: str) -> np.ndarray:
+    """Score minus plain CLIP's, for the seeds both have."""
+    own, plain = scores(rows, name, key), scores(rows, PLAIN, key)
+    return np.array([own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())])
+
+
+def _interval(values: np.ndarray, *, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    if len(values) < 2:
+        return "".join(format(100 * value, form) for value in values)
+    found = over_seeds([float(value) for value in values])
+    return f"{100 * float(values.mean()):{form}} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def _step_cost(path: Path) -> str:
@@ -245,88 +308,30 @@ embeddings from the dataset, *online* runs them in the step.
 {step_cost.table(found)}"""
 
 
-def _differing(out: Path, studies: Mapping[str, tuple[Sequence[Row], Sequence[str]]]) -> str:
-    """The figure of the ablations; empty where none was trained."""
-    lines = []
-    for base, (rows, names) in studies.items():
-        trained = {row["variant"] for row in rows}
-        lines += [
-            (name, 100 * _paired(rows, name, "seen/r10", base=base))
-            for name in names
-            if name in trained and base in trained
-        ]
-    if not lines:
-        return ""
-    (out / "figures" / "ablations.png").write_bytes(_draw_differences(lines))
-    return "\n![differences to the unchanged student, seen R@10](figures/ablations.png)"
-
-
-def _draw_differences(lines: Sequence[tuple[str, np.ndarray]]) -> bytes:
-    """One row per variant: a dot per seed, a bar at their mean."""
-    figure, axes = new_figure(width=6.4, height=0.9 + 0.26 * len(lines))
-    for place, (_, values) in enumerate(lines):
-        axes.barh(place, values.mean(), height=0.6, color="tab:blue", alpha=0.35)
-        axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
-    axes.set_yticks(range(len(lines)), [name for name, _ in lines])
-    axes.invert_yaxis()
-    axes.axvline(0, color="gray", linewidth=1)
-    axes.set_xlabel("difference in recall at 10, seen concepts [points]")
+def _draw(rows: Sequence[Row], images: int) -> bytes:
+    """Recall at 10 on the unseen artist: left over samples seen, right over training images; range over seeds."""
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, color in ((REINFORCED, ACCENT), (PLAIN, MUTED)):
+        names = sorted((length, longer(name, length)) for length in LENGTHS[name])
+        samples = {row["variant"]: row["samples"] for row in rows}
+        _line(left, [(samples.get(one, 0), scores(rows, one)) for _, one in names], name, color)
+        shares = [(images * share, scores(rows, fewer(name, share))) for share in sorted((1.0, *SHARES))]
+        _line(right, shares, name, color)
+    for axes, title in ((left, "training samples seen"), (right, "training images")):
+        axes.set_xscale("log")
+        axes.set_xlabel(title)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(bottom=0)
+    left.set_ylabel("recall at 10, artist never seen [%]")
+    left.legend(frameon=False)
     return to_png(figure)
 
 
-def _ablations(rows: Sequence[Row], base: str, names: Sequence[str]) -> str:
-    """The base, and each variant's difference to it with the same seeds."""
-    found = {row["variant"] for row in rows}
-    names = [name for name in names if name in found]
-    if not names or base not in found:
-        return ""
-    head = "| difference, paired by seed | seeds | " + " | ".join(KEYS.values()) + " |"
-    own = [_interval(curves(rows, base, key)[1][:, -1]) for key in KEYS]
-    lines = [head, "|---|---|" + "---|" * len(KEYS)]
-    lines.append(f"| {base}, score | {len(curves(rows, base, 'seen/r1')[2])} | " + " | ".join(own) + " |")
-    for name in names:
-        pairs = [_paired(rows, name, key, base=base) for key in KEYS]
-        cells = [_interval(values, sign=True) for values in pairs]
-        lines.append(f"| {name} | {len(pairs[0])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _paired(rows: Sequence[Row], name: str, key: str, *, base: str = PLAIN) -> np.ndarray:
-    """Last score of a variant minus the base's, for the seeds both have."""
-    ends = []
-    for variant in (name, base):
-        _, scores, seeds = curves(rows, variant, key)
-        ends.append(dict(zip(seeds, scores[:, -1], strict=True)))
-    return np.array([ends[0][seed] - ends[1][seed] for seed in ends[0] if seed in ends[1]])
-
-
-def _mean_curve(rows: Sequence[Row], name: str, key: str) -> list[Point]:
-    samples, scores, _ = curves(rows, name, key)
-    return list(zip(samples, scores.mean(axis=0).tolist(), strict=True))
-
-
-def _interval(values: np.ndarray, *, sign: bool = False) -> str:
-    form = "+.1f" if sign else ".1f"
-    if len(values) == 0:
-        return ""
-    if len(values) == 1:
-        return format(100 * values[0], form)
-    found = over_seeds([float(value) for value in values])
-    return f"{100 * float(values.mean()):{form}} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def _draw(rows: Sequence[Row], names: Sequence[str]) -> bytes:
-    """Recall at 10 on seen concepts against samples seen, with the range over seeds."""
-    figure, axes = new_figure(width=6.4, height=3.8)
-    for name in names:
-        samples, scores, _ = curves(rows, name, "seen/r10")
-        line = axes.plot(samples, 100 * scores.mean(axis=0), marker="o", markersize=3, label=name)[0]
-        low, high = 100 * scores.min(axis=0), 100 * scores.max(axis=0)
-        axes.fill_between(samples, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.axhline(
-        100 * rows[0]["curve"][-1]["seen/chance/r10"], color="gray", linestyle=":", linewidth=1, label="chance"
-    )
-    axes.set_xlabel("training samples seen")
-    axes.set_ylabel("recall at 10, artist never seen [%]")
-    axes.legend(frameon=False)
-    return to_png(figure)
+def _line(axes: Any, points: Sequence[tuple[float, Mapping[int, float]]], name: str, color: str) -> None:
+    known = [(x, [100 * value for value in by_seed.values()]) for x, by_seed in points if by_seed]
+    if not known:
+        return
+    xs = [x for x, _ in known]
+    axes.plot(xs, [float(np.mean(v)) for _, v in known], marker="o", markersize=4, label=name, color=color)
+    axes.fill_between(xs, [min(v) for _, v in known], [max(v) for _, v in known], color=color, alpha=0.2, linewidth=0)

@@ -3,135 +3,140 @@
 import json
 import math
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks import learning_efficiency, results, step_cost
+from benchmarks.results import PLAIN, REINFORCED, fewer, longer
 from mobileclip import manifest
 from mobileclip.config import Calibrate, Params
-from mobileclip.data.loader import PairDataset, Recipe, batches
-from mobileclip.models import zoo
+from mobileclip.data.columns import ColumnReader
 from mobileclip.stages import calibrate
 from mobileclip.tracking.protocol import LogTracker
 from tests.tiny_chain import params, write_params
 
-PARAMS = Params.model_validate(params())
+SEEDS = {"length": 2, "images": 1, "terms": 1}
+
+
+def _params() -> dict:
+    values = params()
+    values["distill"] |= {"bank_weight": 1.0, "control_lr": 1e-4}
+    values["evaluate"]["slice_field"] = "seen"
+    return values
+
+
+PARAMS = Params.model_validate(_params())
 
 
 @pytest.fixture(scope="module")
 def study(tiny_reinforced, tmp_path_factory):
-    """Two seeds of the four main variants, two steps each; the command with which they ran."""
+    """Two seeds of every length and one of the rest, two steps each; the command with which they ran."""
     root = tmp_path_factory.mktemp("study")
     config = Calibrate(scales=[10.0, 50.0], batch_size=8, batches=1)
     calibrate.run(config, out=str(root / "calibrate"), tracker=LogTracker(), data=tiny_reinforced)
-    write_params(root / "params.yaml", params())
-    flags = {"--root": root, "--params": root / "params.yaml", "--out": root / "docs", "--seeds": 2}
-    command = [
-        "study",
-        "--ablation-seeds",
-        "0",
-        "--other-seeds",
-        "2",
-        "--longer-seeds",
-        "2",
-        *(str(word) for pair in flags.items() for word in pair),
-    ]
+    write_params(root / "params.yaml", _params())
+    flags = {"--root": root, "--params": root / "params.yaml", "--out": root / "docs"}
+    flags |= {"--seeds": SEEDS["length"], "--image-seeds": SEEDS["images"], "--other-seeds": SEEDS["terms"]}
+    command = ["study", *(str(word) for pair in flags.items() for word in pair)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", command)
         learning_efficiency.main()
     return root, command
 
 
+def _rows(root):
+    return [json.loads(line) for line in (root / "docs" / "results.jsonl").read_text().splitlines()]
+
+
 def test_every_training_is_a_line(study):
-    rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
-    names = [*learning_efficiency.MAIN, *learning_efficiency.LONGER]
-    assert {(row["variant"], row["seed"]) for row in rows} == {(n, s) for n in names for s in (0, 1)}
-    ends = {row["variant"]: row["curve"][-1]["samples"] for row in rows}
-    assert ends == {name: 16 * max(1, names.index(name) - 2) for name in names}  # the last two: twice, three times
-    assert all(0 <= value <= 1 for row in rows for key, value in row["curve"][-1].items() if key != "samples")
+    rows = _rows(study[0])
+    wanted = {(name, seed) for name, one in results.VARIANTS.items() for seed in range(SEEDS[one.kind])}
+    assert {(row["variant"], row["seed"]) for row in rows} == wanted
+    assert len(rows) == len(wanted)
+    steps, batch = PARAMS.distill.training.steps, PARAMS.distill.training.batch_size
+    for row in rows:
+        length = results.VARIANTS[row["variant"]].length
+        assert row["samples"] == max(1, round(steps * length)) * batch
+        assert set(row["scores"]) == set(row["floor"]) >= {"retrieval/mean/r10", "zero_shot/subgroup/top1"}
+        assert all(0 <= value <= 1 for value in row["scores"].values())
 
 
 def test_a_second_time_nothing_is_trained(study, monkeypatch):
     root, command = study
     before = (root / "docs" / "results.jsonl").read_bytes(), (root / "docs" / "results.md").read_bytes()
     monkeypatch.setattr("sys.argv", command)
-    monkeypatch.setattr(learning_efficiency, "train_clip", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(learning_efficiency, "run_one", lambda *_, **__: pytest.fail("trained again"))
     learning_efficiency.main()
     assert ((root / "docs" / "results.jsonl").read_bytes(), (root / "docs" / "results.md").read_bytes()) == before
 
 
-def test_other_settings_are_other_trainings(study, tmp_path):
-    """Rows of another lambda or batch are not shown under the new one; length, seed and workers are no setting."""
+def test_a_row_is_what_the_stages_score(study, tmp_path):
+    """The reinforced row of seed 1 against `distill` and `evaluate` called by hand with the params file's sections."""
+    from mobileclip.stages import distill, evaluate
+
+    data = str(study[0] / "calibrate")
+    config = PARAMS.distill.model_copy(update={"seed": 1, "control": False})
+    distill.run(config, out=str(tmp_path / "distill"), tracker=LogTracker(), data=data)
+    found = evaluate.run(
+        PARAMS.evaluate,
+        out=str(tmp_path / "evaluate"),
+        tracker=LogTracker(),
+        data=data,
+        student=str(tmp_path / "distill"),
+    )
+    (row,) = [row for row in _rows(study[0]) if (row["variant"], row["seed"]) == (REINFORCED, 1)]
+    assert row["scores"] == {key: round(found[f"student/{key}"], 6) for key in row["scores"]}
+
+
+def test_plain_clip_is_the_control(study, tmp_path):
+    """The plain row against the control that `distill` trains beside the student."""
+    from mobileclip.stages import distill
+
+    data = str(study[0] / "calibrate")
+    own = learning_efficiency.section(PARAMS, results.VARIANTS[PLAIN], seed=PARAMS.distill.seed)
+    distill.run(own, out=str(tmp_path / "own"), tracker=LogTracker(), data=data)
+    distill.run(PARAMS.distill, out=str(tmp_path / "both"), tracker=LogTracker(), data=data)
+    weights = [tmp_path / "own" / "student", tmp_path / "both" / "control"]
+    assert len({(folder / "open_clip_model.safetensors").read_bytes() for folder in weights}) == 1
+
+
+def test_other_settings_are_other_trainings(study):
+    """Rows of another lambda or batch are not shown under the new one; seed and workers are no setting."""
     path = study[0] / "docs" / "results.jsonl"
-    dataset = json.loads(path.read_text().splitlines()[0])["dataset"]
+    dataset = _rows(study[0])[0]["dataset"]
 
     def found(**changes):
         training = PARAMS.distill.training.model_copy(update=changes.pop("training", {}))
         distill = PARAMS.distill.model_copy(update={**changes, "training": training})
         settings = results.settings_of(PARAMS.model_copy(update={"distill": distill}))
-        return len(results.read(path, dataset=dataset, steps=2, settings=settings))
+        return len(results.read(path, results.Study(dataset, settings)))
 
-    assert found() == found(seed=9, control=True, training={"steps": 7, "workers": 3}) == 12
+    assert found() == found(seed=9, control=True, training={"workers": 3}) == len(_rows(study[0]))
     assert found(distill_weight=0.123) == found(training={"batch_size": 77}) == found(model="tiny-resnet") == 0
 
 
 def test_the_page_has_a_row_for_each_variant_and_the_figure(study):
     text = (study[0] / "docs" / "results.md").read_text()
-    assert all(f"| {name} | 2 |" in text for name in learning_efficiency.MAIN)
-    assert "| chance |" in text
+    for name, variant in results.VARIANTS.items():
+        assert f"| {name} | {SEEDS[variant.kind]} |" in text
+    assert "| R@10 |" in text
+    assert "| subgroup top-1 |" in text
+    assert "At the same samples the reinforced student finds" in text
     assert (study[0] / "docs" / "figures" / "learning.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_targets_of_another_type_are_an_ablation(study, tiny_reinforced):
-    """Same draws, other teacher embeddings: near the stored ones, and not theirs."""
-    root, _ = study
-    (curve,) = learning_efficiency.run_one(str(root), Params.model_validate(params()), "int8 targets", 0, 1)
-    assert set(curve) > {"samples", "seen/r1", "unseen/r10"}
-    content = manifest.read(tiny_reinforced)
-    clip = zoo.create("tiny-mci")
-    recipe = Recipe(clip.preprocess, clip.tokenizer, synthetic=("coca",), teachers=("first",))
-    dataset = PairDataset(tiny_reinforced, content, recipe)
-    batch = next(batches(dataset, batch_size=8, first_step=0, last_step=1, seed=0, workers=0))
-    found = learning_efficiency.restored("int8")(batch)
-    assert set(found) == {"teacher_image.first", "teacher_text.first", "teacher_synthetic.first"}
-    for name, value in found.items():
-        assert not torch.equal(value, batch[name])
-        assert float(torch.cosine_similarity(value, batch[name]).min()) > 0.999
-
-
-def test_an_ensemble_that_was_not_chosen_has_the_scales_it_was_tried_at(tmp_path):
-    tried = [{"scales": {"a": 20.0}, "nll": 0.5}, {"scales": {"b": 50.0, "a": 30.0}, "nll": 0.7}]
-    (tmp_path / "curves.json").write_text(json.dumps({"ensembles": tried}))
-    assert learning_efficiency.scales_of(str(tmp_path), ("a", "b")) == {"a": 30.0, "b": 50.0}
-    assert learning_efficiency.scales_of(str(tmp_path), ("a",)) == {"a": 20.0}
-
-
-@given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_chance_is_the_recall_of_random_orders(count, k, seed):
-    rng = np.random.default_rng(seed)
-    right = rng.integers(1, count + 1, size=4)
-    # Of the C(n, k) equally likely sets of first k candidates, those without a right one miss.
-    shown = min(k, count)
-    missed = [math.comb(count - int(r), shown) / math.comb(count, shown) for r in right]
-    padded = torch.tensor([int(right[i % 4]) for i in range(count)])
-    wanted = 1 - np.mean([missed[i % 4] for i in range(count)])
-    assert learning_efficiency._chance(padded, k) == pytest.approx(wanted, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("other", "wanted"),
-    [
-        ([(100, 0.2), (200, 0.4)], 1.0),  # reaches plain's best where plain does
-        ([(100, 0.4), (200, 0.5)], 2.0),  # with half the samples
-        ([(100, 0.8), (200, 0.9)], 4.0),  # half way to its first point
-        ([(100, 0.1), (200, 0.3)], 0.0),  # never
-    ],
-)
-def test_samples_saved(other, wanted):
-    assert results.saving([(100, 0.3), (200, 0.4)], other) == pytest.approx(wanted)
+def test_a_share_of_the_images_holds_the_smaller_one(study, tiny_reinforced, tmp_path):
+    kept = {}
+    for share in (0.3, 0.7):
+        out = learning_efficiency.share_of(tiny_reinforced, str(tmp_path / str(share)), share)
+        content = manifest.read(out)
+        assert [c.name for c in content.columns].count("selection") == 1
+        kept[share] = [
+            bool(keep)
+            for shard in content.split("train")
+            for keep in ColumnReader(out, content.column("selection"), shard).all("keep")
+        ]
+    assert 0 < sum(kept[0.3]) < sum(kept[0.7]) < len(kept[0.7])
+    assert all(large for small, large in zip(kept[0.3], kept[0.7], strict=True) if small)
 
 
 @pytest.mark.parametrize(
@@ -141,83 +146,63 @@ def test_samples_saved(other, wanted):
         ({1: 0.3, 2: 0.4, 3: 0.42}, 0.42, 3.0),
         ({1: 0.3, 2: 0.4, 3: 0.42}, 0.43, math.inf),
         ({1: 0.3, 2: 0.2, 3: 0.4}, 0.3, 1.0),  # the first time it is reached
-        ({1: 0.4, 2: 0.5}, 0.2, 0.5),
+        ({0.25: 0.2, 1: 0.5}, 0.1, 0.125),
     ],
 )
-def test_how_much_longer_plain_training_takes(scores, wanted, found):
+def test_how_much_longer_a_training_takes(scores, wanted, found):
     assert results.needed(scores, wanted) == pytest.approx(found)
 
 
-def _section_of_lengths(rows, ends, folder):
-    """The page's section on longer trainings, with these last scores by variant and seed."""
+def _page(rows, ends, folder):
+    """The page of rows with these headline scores by variant and seed."""
+    rows = [row for row in rows if row["seed"] < len(ends.get(row["variant"], ()))]
     for row in rows:
-        row["curve"][-1]["seen/r10"] = ends[row["variant"]][row["seed"]]
+        row["scores"][results.HEADLINE] = ends[row["variant"]][row["seed"]]
     path = folder / "results.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results.write(
-        path, datasets={"main": rows[0]["dataset"]}, steps=2, params=PARAMS, teachers={}, out=folder, ablations=[]
-    )
-    return (folder / "results.md").read_text().split("### Plain CLIP for longer")[1]
+    study = results.Study(rows[0]["dataset"], rows[0]["settings"])
+    results.write(path, study, params=PARAMS, teachers={}, images=24, out=folder)
+    return (folder / "results.md").read_text()
 
 
-def test_longer_plain_trainings_have_a_section(study, tmp_path):
-    """The interval over two seeds spans what either of them alone needs."""
-    rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
-    ends = {"plain CLIP": (0.30, 0.30), results.longer(2): (0.40, 0.50), results.longer(3): (0.45, 0.5)}
-    ends[results.REINFORCED] = (0.35, 0.55)
-    rows = [row for row in rows if row["variant"] in ends]
-    section = _section_of_lengths(rows, ends, tmp_path)
-    line = next(line for line in section.splitlines() if line.startswith("| **needed**"))
-    assert line.split("|")[4].strip() == "2.0× [1.5×, over 3×]"
+def test_the_factors_are_those_of_the_rows(study, tmp_path):
+    """By hand: plain reaches 0.5 between 2x (0.4) and 4x (0.6), reinforced reaches 0.3 half way to its quarter."""
+    ends = {
+        PLAIN: (0.3, 0.3), longer(PLAIN, 2): (0.4, 0.4), longer(PLAIN, 4): (0.6, 0.6), REINFORCED: (0.5, 0.5),
+        longer(REINFORCED, 0.5): (0.5, 0.5), longer(REINFORCED, 0.25): (0.4, 0.4), fewer(PLAIN, 0.5): (0.2,),
+        fewer(REINFORCED, 0.5): (0.45,), fewer(REINFORCED, 0.25): (0.25,), fewer(REINFORCED, 0.1): (0.1,),
+    }  # fmt: skip
+    text = _page(_rows(study[0]), ends, tmp_path)
+    assert "plain CLIP needs 3× [3×, 3×] the samples for that." in text
+    assert "the reinforced student needs 0.19× [0.19×, 0.19×] the samples." in text  # 0.25 * 0.3 / 0.4
+    assert "the reinforced student needs 0.31× [0.31×, 0.31×] the images." in text  # 0.25 + 0.25 * 0.05 / 0.2
+    assert "finds 50.0 % within the first ten, plain CLIP 30.0 %: 1.7 times as many" in text
 
 
-def test_lengths_of_more_seeds_have_a_table_of_their_own(study, tmp_path):
-    """Three times the steps for one seed, twice for both: the interval of both must not be lost."""
-    rows = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
-    ends = {"plain CLIP": (0.30, 0.30), results.longer(2): (0.40, 0.40), results.longer(3): (0.50,)}
-    ends[results.REINFORCED] = (0.45, 0.33)
-    rows = [row for row in rows if row["seed"] < len(ends.get(row["variant"], ()))]
-    section = _section_of_lengths(rows, ends, tmp_path)
-    lines = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("|")]
-    found = [(row[1], row[2], row[4]) for row in lines if row[1].startswith(("plain", "**needed**"))]
-    assert [row[:2] for row in found] == [
-        ("plain CLIP", "2"), (results.longer(2), "2"), ("**needed**", ""),
-        ("plain CLIP", "1"), (results.longer(2), "1"), (results.longer(3), "1"), ("**needed**", ""),
-    ]  # fmt: skip
-    assert found[2][2] == "1.9× [1.3×, over 2×]"
-    assert found[6][2] == "2.5× [2.5×, 2.5×]"
+def test_a_score_that_no_length_reaches_is_said(study, tmp_path):
+    ends = {PLAIN: (0.3, 0.3), longer(PLAIN, 2): (0.4, 0.4), REINFORCED: (0.5, 0.5)}
+    assert "plain CLIP needs over 2× [over 2×, over 2×] the samples" in _page(_rows(study[0]), ends, tmp_path)
 
 
-def test_numbers_of_views_have_a_section_of_their_own_dataset(study, tmp_path):
-    """Differences to the dataset's own largest student, by hand."""
-    source = [json.loads(line) for line in (study[0] / "docs" / "results.jsonl").read_text().splitlines()]
-    main = source[0]["dataset"]
-    names = {results.REINFORCED: results.MOST, results.PLAIN: "1 view"}
-    other = [row | {"variant": names[row["variant"]], "dataset": "wide"} for row in source if row["variant"] in names]
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in source + other))
-    datasets = {"main": main, "counts": "wide"}
-    results.write(path, datasets=datasets, steps=2, params=PARAMS, teachers={}, out=tmp_path, ablations=[])
-    section = (tmp_path / "results.md").read_text().split("## Numbers of views and captions")[1]
-    ends = {(row["variant"], row["seed"]): row["curve"][-1]["seen/r10"] for row in other}
-    mean = sum(ends["1 view", seed] - ends[results.MOST, seed] for seed in (0, 1)) / 2
-    line = next(line for line in section.splitlines() if line.startswith("| 1 view |"))
-    assert line.split("|")[4].split()[0] == f"{100 * mean:+.1f}"
-    assert "(figures/ablations.png)" in section
-    assert (tmp_path / "figures" / "ablations.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("retrieval/mean/r10", "R@10"), ("slice/True/retrieval/mean/r10", "R@10, True"), ("retrieval/mean/r1", "R@1"),
+        ("zero_shot/group/top1", "group top-1"), ("slice/True/zero_shot/group/top1", ""), ("retrieval/mean/r5", ""),
+        ("retrieval/mean/r10/low", ""),
+    ],
+)  # fmt: skip
+def test_which_metrics_are_shown(key, name):
+    assert results.label(key) == name
 
 
 def test_the_cost_of_a_step_is_a_section_where_it_was_measured(study, tmp_path):
-    path = study[0] / "docs" / "results.jsonl"
-    dataset = json.loads(path.read_text().splitlines()[0])["dataset"]
     clocks = {"median_seconds": 0.5, "ratio_to_plain": {"median": 1.25, "quartiles": [1.0, 1.5]}}
     variants = {name: {"wall": clocks, "cpu": clocks} for name in ("plain", "stored")}
     found = {"model": "tiny-mci", "batch_size": 8, "teachers": ["first"], "variants": variants}
     for wanted in (False, True):
         if wanted:
             (tmp_path / step_cost.FILE).write_text(json.dumps(found))
-        results.write(path, datasets={"main": dataset}, steps=2, params=PARAMS, teachers={}, out=tmp_path, ablations=[])
-        text = (tmp_path / "results.md").read_text()
+        text = _page(_rows(study[0]), {PLAIN: (0.3,), REINFORCED: (0.4,)}, tmp_path)
         assert ("## Cost of a step" in text) is wanted
         assert ("| stored | 0.500 | 0.500 | 1.250 [1.000, 1.500] |" in text) is wanted
-        assert "ablations.png" not in text
