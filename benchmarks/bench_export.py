@@ -162,7 +162,7 @@ def one_program(student: Student, item: Plan, variant: str, options: argparse.Na
     figures = proof.prove(encode, item.tower, student.reference)
     if student.data:
         kept = export_pairs.features_file(work, item, variant)
-        np.savez(kept, **export_pairs.embed(encode, item.tower, student.reference))
+        np.savez(kept, **export_pairs.embed(encode, item.tower, student.reference))  # type: ignore[arg-type]
     row = {
         "bytes": digest(path)["bytes"], "seconds": round(seconds, 1), "kept_in_float": list(made.keep),
         "versions": registry.writer(item.format).versions(), **made.figures, **figures,

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -93,7 +94,8 @@ def main() -> None:
 
 def _watch(clip: zoo.Clip, clock: Clock) -> None:
     """Time the image tower itself: normalization and bookkeeping count as outside."""
-    inner = clip.model.visual.forward
+    visual: Any = clip.model.visual
+    inner = visual.forward
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         start, wall = time.thread_time(), time.perf_counter()
@@ -103,7 +105,7 @@ def _watch(clip: zoo.Clip, clock: Clock) -> None:
         clock.batches.append(images)
         return result
 
-    clip.model.visual.forward = forward
+    visual.forward = forward
 
 
 def _round(sides: dict[str, Callable[[], object]], clip: zoo.Clip, clock: Clock) -> dict[str, float]:

@@ -114,7 +114,7 @@ def _members(exact: Sequence[Matrices], write: Callable[[dict[str, Tensor]], byt
 def _npz(exact: Sequence[Matrices]) -> int:
     def write(arrays: dict[str, Tensor]) -> bytes:
         stream = io.BytesIO()
-        np.savez(stream, **{name: tensor.numpy() for name, tensor in arrays.items()})
+        np.savez(stream, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
         return stream.getvalue()
 
     return _members(exact, write)

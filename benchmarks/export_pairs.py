@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.export_results import METRICS, Row
 from mobileclip.evaluation import scores, statistics, zero_shot
 from mobileclip.evaluation.retrieval import rank_pairs
 from mobileclip.formats import proof, registry
 from mobileclip.formats.programs import Plan
-from mobileclip.formats.proof import Encode, Floats, Reference
+from mobileclip.formats.proof import Encode, Reference
 from mobileclip.formats.towers import Towers
 from mobileclip.models import zoo
 
@@ -53,7 +54,7 @@ class Student:
         return len(self.reference.uids)
 
 
-def embed(encode: Encode, tower: str, reference: Reference) -> dict[str, Floats]:
+def embed(encode: Encode, tower: str, reference: Reference) -> dict[str, NDArray[np.float32]]:
     """What a program makes of the samples, and the text tower of the class prompts."""
     own = {"features": proof.encode_in_batches(encode, reference.inputs(tower), 8)}
     if tower == "text" and len(reference.class_tokens):

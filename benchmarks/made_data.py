@@ -26,9 +26,9 @@ def picture(index: int, width: int, height: int) -> bytes:
     rng = np.random.default_rng(index)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-    pixels = pixels + rng.normal(0, 9, pixels.shape)
+    grainy = pixels + rng.normal(0, 9, pixels.shape)
     stream = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
     return stream.getvalue()
 
 

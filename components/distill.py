@@ -71,8 +71,9 @@ def distill_nodes(
     """
     from mobileclip.kubeflow import artifacts as io
     from mobileclip.kubeflow import launch
+    from mobileclip.kubeflow.run import Run
 
-    where = launch.Run(root, code, generation)
+    where = Run(root, code, generation)
     inputs = {"data": io.read(data), "teachers": io.read(teachers)}
     done = launch.run("distill", config, where, nodes=launch.read_nodes(nodes), task=task, **inputs)
     io.hand_over(done, out, metrics)

@@ -61,7 +61,7 @@ def build(
         DataError: An input, or an earlier run's stage, is not there.
     """
     check_numbers({**sections, "students": students or {}}, "")
-    chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, **external)
+    chosen = _choose(pipeline, root=root, num_groups=num_groups, variants=students, one_job=False, **external)
     for name, uri in external.items():
         if f"{name}_digest" in _names(pipeline) and uri:
             chosen[f"{name}_digest"] = records.input_digest(uri)
@@ -175,7 +175,12 @@ def _choose(
     **external: str,
 ) -> dict[str, Any]:
     students = [{"title": name, "place": storage.join(root, sweep.FOLDER, name)} for name in variants or {}]
-    given = {"root": root, "code": code.package_digest(), "groups": groups(num_groups, one_job=one_job), **external}
+    given: dict[str, Any] = {
+        "root": root,
+        "code": code.package_digest(),
+        "groups": groups(num_groups, one_job=one_job),
+        **external,
+    }
     given |= {"variants": dict(variants or {}), "students": students}
     for name, uri in {"root": root, **external}.items():
         storage.check(uri, name)

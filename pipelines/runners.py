@@ -36,9 +36,9 @@ def containers(root: Path, inputs: Iterable[str]) -> local.DockerRunner:
     from docker.types import Mount
 
     state = root / ".kubeflow"
-    for folder in (root, state):
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(folder.stat().st_mode | 0o070)
+    for own in (root, state):
+        own.mkdir(parents=True, exist_ok=True)
+        own.chmod(own.stat().st_mode | 0o070)
     folders = [folder for folder in inputs if folder and "://" not in folder]
     for folder in folders:
         if not os.getuid() and not _is_open(Path(folder)):

@@ -63,8 +63,8 @@ def _show(chosen: argparse.Namespace) -> int:
 
 def compare(old: api.Json, new: api.Json) -> list[str]:
     """A unified diff of two uploaded versions' packages, as lines with their ends; empty where they are equal."""
-    texts = [yaml.safe_dump_all(server.documents(version)).splitlines(keepends=True) for version in (old, new)]
-    return list(difflib.unified_diff(*texts, old["display_name"], new["display_name"], n=3))
+    before, after = (yaml.safe_dump_all(server.documents(version)).splitlines(keepends=True) for version in (old, new))
+    return list(difflib.unified_diff(before, after, old["display_name"], new["display_name"], n=3))
 
 
 def _pick(found: Sequence[api.Json], name: str) -> api.Json:
