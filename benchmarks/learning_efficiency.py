@@ -88,12 +88,18 @@ def run_one(root: str, params: Params, name: str, seed: int) -> dict[str, Any]:
     scoring = params.evaluate.model_copy(update={"gallery": 0, "bootstrap": 1})
     found = evaluate.run(scoring, out=f"{folder}/scores", tracker=LogTracker(), data=data, student=folder)
     shutil.rmtree(folder)
-    keys = [key.removeprefix("student/") for key in found if results.label(key.removeprefix("student/"))]
+    chance, constant = _chosen(found, "chance"), _chosen(found, "majority")
     return {
         "samples": config.training.steps * config.training.batch_size,
-        "scores": {key: round(found[f"student/{key}"], 6) for key in keys},
-        "floor": {key: round(max(found[f"chance/{key}"], found[f"majority/{key}"]), 6) for key in keys},
+        "scores": _chosen(found, "student"),
+        "floor": {key: max(value, constant[key]) for key, value in chance.items()},
     }
+
+
+def _chosen(found: dict[str, float], model: str) -> dict[str, float]:
+    """A model's scores that the tables show, by metric: evaluate names it between the slice and the metric."""
+    own = {key.replace(f"{model}/", "", 1): value for key, value in found.items() if f"{model}/" in key}
+    return {key: round(value, 6) for key, value in own.items() if results.label(key)}
 
 
 def section(params: Params, variant: Variant, *, seed: int) -> Distill:

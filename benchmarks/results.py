@@ -177,7 +177,7 @@ Student `{params.distill.model}`, {training.steps} steps of {training.batch_size
 artists ({views} stored views and {captions} synthetic captions per image; of the teachers that the chain itself
 trained, {trained}, the calibration kept {kept}). All are
 scored on a **fifth artist whose images no training or validation saw**. Recall (R) is the mean of image-to-text and
-text-to-image, in percent; *True* are concepts whose other drawings were in the training, *False* those that were not.
+text-to-image, in percent; *true* are concepts whose other drawings were in the training, *false* those that were not.
 Mean and 95 % interval over seeds of weights, order and draws; data, teachers and captions are the same for all. All
 variants of a seed start from the same weights. Plain CLIP learns at its own best rate.
 """

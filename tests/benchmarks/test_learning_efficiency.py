@@ -84,7 +84,11 @@ def test_a_row_is_what_the_stages_score(study, tmp_path):
         student=str(tmp_path / "distill"),
     )
     (row,) = [row for row in _rows(study[0]) if (row["variant"], row["seed"]) == (REINFORCED, 1)]
-    assert row["scores"] == {key: round(found[f"student/{key}"], 6) for key in row["scores"]}
+    wanted = {"retrieval/mean/r10": "student/retrieval/mean/r10"}
+    wanted |= {
+        f"slice/{value}/retrieval/mean/r10": f"slice/{value}/student/retrieval/mean/r10" for value in (True, False)
+    }
+    assert {key: row["scores"][key] for key in wanted} == {key: round(found[name], 6) for key, name in wanted.items()}
 
 
 def test_plain_clip_is_the_control(study, tmp_path):
@@ -187,8 +191,8 @@ def test_a_score_that_no_length_reaches_is_said(study, tmp_path):
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        ("retrieval/mean/r10", "R@10"), ("slice/True/retrieval/mean/r10", "R@10, True"), ("retrieval/mean/r1", "R@1"),
-        ("zero_shot/group/top1", "group top-1"), ("slice/True/zero_shot/group/top1", ""), ("retrieval/mean/r5", ""),
+        ("retrieval/mean/r10", "R@10"), ("slice/true/retrieval/mean/r10", "R@10, true"), ("retrieval/mean/r1", "R@1"),
+        ("zero_shot/group/top1", "group top-1"), ("slice/true/zero_shot/group/top1", ""), ("retrieval/mean/r5", ""),
         ("retrieval/mean/r10/low", ""),
     ],
 )  # fmt: skip
