@@ -86,7 +86,7 @@ def test_a_row_is_what_the_stages_score(study, tmp_path):
     (row,) = [row for row in _rows(study[0]) if (row["variant"], row["seed"]) == (REINFORCED, 1)]
     wanted = {"retrieval/mean/r10": "student/retrieval/mean/r10"}
     wanted |= {
-        f"slice/{value}/retrieval/mean/r10": f"slice/{value}/student/retrieval/mean/r10" for value in (True, False)
+        f"slice/{value}/retrieval/mean/r10": f"slice/{value}/student/retrieval/mean/r10" for value in ("true", "false")
     }
     assert {key: row["scores"][key] for key in wanted} == {key: round(found[name], 6) for key, name in wanted.items()}
 
