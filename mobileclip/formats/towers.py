@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mobileclip.errors import ConfigError
+from mobileclip.formats.plain_attention import from_torch, make_linear, spell_attention
 from mobileclip.models.reparameterize import reparameterize
 from mobileclip.models.text_repmixer import TextRepMixerBlock
 from mobileclip.models.zoo import Clip
@@ -53,7 +54,7 @@ def split(clip: Clip) -> Towers:
     """
     if "multimodal_cfg" in clip.config:
         raise ConfigError(f"student: '{clip.name}' is a captioner (CoCa), want a CLIP model.")
-    visual = fold_batch_norm(reparameterize(clip.model.visual))  # type: ignore[arg-type]
+    visual = spell_attention(fold_batch_norm(reparameterize(clip.model.visual)))  # type: ignore[arg-type]
     image = ImageTower(visual, mean=clip.preprocess.mean, std=clip.preprocess.std)
     plain = is_plain(clip)
     text: nn.Module = PlainText(clip) if plain else WrappedText(deepcopy(clip.model))
@@ -118,15 +119,22 @@ class PlainText(nn.Module):
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         """Token ids int32 [batch, context_length] to unit-norm float32 [batch, dim]."""
-        x = self.token_embedding(text) + self.positional_embedding
-        for block in self.blocks:
-            x = block(x, self.causal)
         # A one-hot row over the positions instead of arg-max and gather, which mobile runtimes lack for integers.
         # Subtracting the count of earlier end tokens keeps the first one alone, as arg-max does.
+        x = self.token_embedding(text) + self.positional_embedding
         is_end = (text == self.end_token).to(x.dtype)
-        first_end = F.relu(is_end - is_end @ self.earlier)
-        pooled = (first_end.unsqueeze(1) @ self.ln_final(x)).squeeze(1)
-        return F.normalize(self.projection(pooled).float(), dim=-1)
+        ended = is_end @ self.earlier
+        first_end = F.relu(is_end - ended).unsqueeze(1)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, self.causal)
+        # Of the last block only the end token is read.
+        if isinstance(last, _PlainBlock):
+            later = None if self.causal is None else (ended.clamp(max=1) * _NOTHING)[:, None, None]
+            x = last(x, later, first_end)
+        else:
+            x = first_end @ last(x, self.causal)
+        return F.normalize(self.projection(self.ln_final(x).squeeze(1)).float(), dim=-1)
 
 
 class WrappedText(nn.Module):
@@ -196,30 +204,22 @@ class _PlainBlock(nn.Module):
         self.ln_1, self.ln_2 = _plain_norm(block.ln_1), _plain_norm(block.ln_2)
         self.ls_1, self.ls_2 = block.ls_1, block.ls_2
         self.mlp = block.mlp
-        attention = block.attn
-        self.heads = int(attention.num_heads)
-        self.scale = (attention.embed_dim // attention.num_heads) ** -0.5
-        weights, biases = attention.in_proj_weight.detach().chunk(3), attention.in_proj_bias.detach().chunk(3)
-        self.query, self.key, self.value = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
-        self.out = _linear(attention.out_proj.weight.detach(), attention.out_proj.bias.detach())
+        self.attention = from_torch(block.attn)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """[batch, length, width] to the same shape."""
-        x = x + self.ls_1(self._attend(self.ln_1(x), mask))
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """[batch, length, width] to the same shape.
+
+        Args:
+            x: Tokens.
+            mask: Added to the scores of all tokens, or of the chosen one.
+            chosen: One-hot rows [batch, 1, length]: the block is computed for that token alone, [batch, 1, width].
+        """
+        normed = self.ln_1(x)
+        if chosen is None:
+            x = x + self.ls_1(self.attention(normed, mask=mask))
+        else:
+            x = chosen @ x + self.ls_1(self.attention(chosen @ normed, normed, mask))
         return x + self.ls_2(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
-
-    def _attend(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        length, width = x.shape[1:]
-
-        def by_head(y: torch.Tensor) -> torch.Tensor:  # [batch, length, width] -> [batch, heads, length, head_width]
-            return y.reshape(-1, length, self.heads, width // self.heads).transpose(1, 2)
-
-        query, key, value = by_head(self.query(x) * self.scale), by_head(self.key(x)), by_head(self.value(x))
-        scores = query @ key.transpose(-1, -2)
-        if mask is not None:
-            scores = scores + mask.to(scores.dtype)
-        attended = scores.softmax(dim=-1) @ value
-        return self.out(attended.transpose(1, 2).reshape(-1, length, width))  # type: ignore[no-any-return]
 
 
 def _plainly(tower: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -251,15 +251,7 @@ def _projection(projection: nn.Parameter | nn.Linear | None) -> nn.Module:
         return nn.Identity()
     if isinstance(projection, nn.Linear):
         return deepcopy(projection)
-    return _linear(projection.detach().T, None)
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight.data = weight.clone().contiguous()
-    if bias is not None:
-        linear.bias.data = bias.clone().contiguous()
-    return linear
+    return make_linear(projection.detach().T, None)
 
 
 def _has_no_activation(norm: nn.Module) -> bool:

@@ -34,6 +34,18 @@ Known = tuple[str, tuple[tuple[int, ...], np.ndarray]]
 LAYOUTS = {2: ((0, 1), (1, 0)), 4: ((0, 2, 3, 1), (1, 2, 3, 0))}
 
 
+def keep_heads(traced: Any) -> None:
+    """Let a traced tower's products of rank 4 stay what they are, in place.
+
+    torch's own become products of rank 3 with the heads as batch, and phone GPUs miscompute such attention
+    (google-ai-edge/LiteRT issue 8619).
+    """
+    for node in traced.graph.nodes:
+        if node.target is torch.ops.aten.matmul.default and all(arg.meta["val"].ndim == 4 for arg in node.args):
+            node.target = torch.ops.tfl.batch_matmul.default
+    traced.recompile()
+
+
 class Named(torch.nn.Module):
     """The traced tower with a named output: a dictionary's key becomes the output's name."""
 
@@ -58,6 +70,7 @@ class Converted:
         module = Named(program.module(), names)
         module.training = False  # a traced module has no eval(), and was traced in that mode
         module.traced.training = False
+        keep_heads(module.traced)
         self._source, self._target = folder / "float.tflite", folder / "program.tflite"
         litert_torch.convert(module, sample_kwargs={names[0]: row}).export(str(self._source))
         self._precision, self._ranges = precision, None
