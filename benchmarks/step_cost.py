@@ -22,7 +22,8 @@ from mobileclip.config import Optimizer, Training
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.models import zoo
 from mobileclip.parallel import one_thread
-from mobileclip.training.contrastive import Reinforcement, batch_source, clip_objective
+from mobileclip.training.clip_objective import ClipObjective, Reinforcement, TeacherAffinity
+from mobileclip.training.contrastive import batch_source
 from mobileclip.training.objective import Batch, Objective, backward
 from mobileclip.training.online import online_teachers, teacher_inputs
 from mobileclip.training.optimizer import create_optimizer
@@ -104,15 +105,17 @@ def _start(
     captions = tuple(column.name for column in content.columns if column.kind == "caption")[:1]
     recipe = Recipe(clip.preprocess, clip.tokenizer, synthetic=captions)
     names = tuple(teachers)
-    scales = tuple(content.scales.get(name, teachers[name].logit_scale) for name in names)
-    reinforcement = Reinforcement() if variant == "plain" else Reinforcement(1.0, names, scales)
+    learned = tuple(
+        TeacherAffinity(name, content.scales.get(name, teacher.logit_scale)) for name, teacher in teachers.items()
+    )
+    reinforcement = Reinforcement() if variant == "plain" else Reinforcement(teachers=learned, distill_weight=1.0)
     online = None
     if variant == "stored":
         recipe = replace(recipe, teachers=names)
     if variant == "online":
         recipe, online = replace(recipe, online=teacher_inputs(teachers)), online_teachers(teachers)
     world = join()
-    objective = clip_objective(clip, reinforcement, training, world, trained=clip.model, online=online)
+    objective = ClipObjective(clip, reinforcement, world, total=training.batch_size, online=online)
     feed = batch_source(PairDataset(data, content, recipe), training, 0, world)(0, training.steps)
     return Run(clip, objective, create_optimizer(clip.model, training.optimizer), feed)
 

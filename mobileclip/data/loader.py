@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Recipe:
         selection: Leave out what the filter dropped.
         seed: Seed of the draws.
         more_fields: Further fields whose captions join the draw; not with teachers, whose embeddings are of one field.
-        mix: Probability with which a synthetic caption takes the ground truth's place; below 0 = both are given.
+        mix: Probability with which a synthetic caption takes the ground truth's place; None = both are given.
         sequential: Views and captions of a sample follow each other by epoch, from a drawn one on; else drawn anew.
         extra_augment: RandAugment operations after the view and their strength bin, for the student alone.
         online: Teachers that run in the step: their inputs are prepared from the same view and captions.
@@ -58,11 +58,11 @@ class Recipe:
     caption_field: str = "captions"
     synthetic: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
-    views: Views | str = "stored"
+    views: Views | Literal["stored", "whole"] = "stored"
     selection: bool = True
     seed: int = 0
     more_fields: tuple[str, ...] = ()
-    mix: float = -1.0
+    mix: float | None = None
     sequential: bool = False
     extra_augment: tuple[int, int] = (0, 0)
     online: tuple["TeacherInput", ...] = ()
@@ -126,7 +126,7 @@ class PairDataset(Dataset[Item]):
         texts = {"text": ("captions", index, captions[index])}
         if self._recipe.synthetic:
             texts["synthetic_text"] = self._synthetic(shard, row, draw)
-        if self._recipe.synthetic and self._recipe.mix >= 0:
+        if self._recipe.synthetic and self._recipe.mix is not None:
             texts = {"text": texts["synthetic_text" if rng.random() < self._recipe.mix else "text"]}
         # Draws of its own: a control that reads no synthetic captions sees the same operations.
         own_rng = _generator(self._recipe.seed, epoch, f"{sample.uid}|extra")

@@ -20,7 +20,8 @@ from mobileclip.models import zoo
 from mobileclip.reports.figures import save_bars, save_curves
 from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
-from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
+from mobileclip.training.clip_objective import Reinforcement, TeacherAffinity
+from mobileclip.training.contrastive import checkpoints, train_clip
 from mobileclip.training.validation import retrieval_validation
 from mobileclip.training.world import train_models
 
@@ -153,7 +154,10 @@ def _train_student(config: Calibrate, data: str, label: str, scales: dict[str, f
     best = config.student_training.keep_weights == "best"
     train_clip(
         clip, PairDataset(data, content, recipe), config.student_training,
-        reinforcement=Reinforcement(1.0, tuple(scales), tuple(scales.values())), seed=config.seed,
+        reinforcement=Reinforcement(
+            teachers=tuple(TeacherAffinity(name, scale) for name, scale in scales.items()), distill_weight=1.0
+        ),
+        seed=config.seed,
         key={
             "data": content.digest(), "scales": scales,
             "config": config.model_dump(mode="json", include={"student", "seed", "caption_field", "synthetic"}),

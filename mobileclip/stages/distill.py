@@ -17,7 +17,8 @@ from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
 from mobileclip.training.bank import Bank, read_bank
-from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
+from mobileclip.training.clip_objective import SIGMOID_BIAS, Reinforcement, TeacherAffinity
+from mobileclip.training.contrastive import checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings
 from mobileclip.training.loop import Result
 from mobileclip.training.online import load_teachers, online_teachers, precisions, teacher_inputs
@@ -83,11 +84,16 @@ def _used_teachers(config: Distill, content: Manifest) -> tuple[str, ...]:
 
 
 def _reinforcement(config: Distill, content: Manifest, teachers: tuple[str, ...]) -> Reinforcement:
+    biases = config.teacher_biases or [SIGMOID_BIAS] * len(teachers)
     return Reinforcement(
-        config.distill_weight, teachers, _scales(content, teachers), config.divergence, config.affinity,
-        tuple(config.teacher_biases), config.feature_weight, config.feature_distance,
-        config.bank_weight,
-    )  # fmt: skip
+        teachers=tuple(map(TeacherAffinity, teachers, _scales(content, teachers), biases)),
+        distill_weight=config.distill_weight,
+        divergence=config.divergence,
+        affinity=config.affinity,
+        feature_weight=config.feature_weight,
+        feature_distance=config.feature_distance,
+        bank_weight=config.bank_weight,
+    )
 
 
 def _train(
@@ -102,15 +108,15 @@ def _train(
 ) -> Result:
     """Train and save one student; where it is not in a process of its own, the tracker follows it live."""
     content = manifest.read(data)
-    names = reinforcement.teachers if config.online_teachers else ()
+    names = reinforcement.names if config.online_teachers else ()
     online = load_teachers(content, names, trained=trained)  # before the seed: loading draws, too
     torch.manual_seed(config.seed)  # student and control start from the same weights
     clip = zoo.start(config.model, pretrained=config.pretrained)
     start = snapshot(clip.model) if config.start_share else {}
     recipe = Recipe(
-        clip.preprocess, clip.tokenizer, config.caption_field, synthetic, () if online else reinforcement.teachers,
+        clip.preprocess, clip.tokenizer, config.caption_field, synthetic, () if online else reinforcement.names,
         views="stored" if content.has("views") else "whole", selection=config.selection, seed=config.seed,
-        mix=config.synthetic_share if config.caption_use == "mix" else -1.0, sequential=config.choice == "sequential",
+        mix=config.synthetic_share if config.caption_use == "mix" else None, sequential=config.choice == "sequential",
         extra_augment=(config.extra_augment_ops, config.extra_augment_magnitude),
         online=teacher_inputs(online),
     )  # fmt: skip
@@ -135,8 +141,8 @@ def _train(
         "stage": "distill",
         "start": {"sha256": clip.sha256, "share": config.start_share},
         "dataset": content.digest(),
-        "teachers": {t: content.column(f"{t}.views").spec["sha256"] for t in reinforcement.teachers},
-        "teacher_logit_scales": dict(zip(reinforcement.teachers, reinforcement.logit_scales, strict=True)),
+        "teachers": {t: content.column(f"{t}.views").spec["sha256"] for t in reinforcement.names},
+        "teacher_logit_scales": reinforcement.scales,
         "distill_weight": reinforcement.distill_weight,
         "synthetic": list(synthetic),
     }
@@ -161,10 +167,9 @@ def _bank(
 ) -> Bank | None:
     if not reinforcement.bank_weight:
         return None
-    scales = dict(zip(reinforcement.teachers, reinforcement.logit_scales, strict=True))
     return read_bank(
-        data, content, scales, columns=("captions", *synthetic), width=width, size=config.bank_size, seed=config.seed,
-        selection=config.selection,
+        data, content, reinforcement.scales, columns=("captions", *synthetic), width=width, size=config.bank_size,
+        seed=config.seed, selection=config.selection,
     )  # fmt: skip
 
 
@@ -183,5 +188,5 @@ def _scales(content: Manifest, teachers: tuple[str, ...]) -> tuple[float, ...]:
 def _attributions(content: Manifest, reinforcement: Reinforcement, synthetic: tuple[str, ...]) -> list[Attribution]:
     """Everything of the dataset that a student learns from: pictures, captions, captioners, teachers."""
     captioners = [attribution.of_column(content, name, "captioner") for name in synthetic]
-    teachers = [attribution.of_column(content, f"{name}.views", "teacher") for name in reinforcement.teachers]
+    teachers = [attribution.of_column(content, f"{name}.views", "teacher") for name in reinforcement.names]
     return attribution.merged(attribution.of_data(content), *captioners, *teachers)

@@ -22,7 +22,8 @@ from mobileclip.models.interpolate import mix_in, snapshot
 from mobileclip.models.trunk import load_trunk
 from mobileclip.tracking.protocol import Tracker
 from mobileclip.training import checkpoint
-from mobileclip.training.contrastive import Reinforcement, checkpoints, train_clip
+from mobileclip.training.clip_objective import Reinforcement
+from mobileclip.training.contrastive import checkpoints, train_clip
 from mobileclip.training.curves import log_history, reporter, write_history, write_timings
 from mobileclip.training.frozen import look, read
 from mobileclip.training.locked import train_heads

@@ -23,7 +23,7 @@ from mobileclip.training.frozen import FrozenTrunk
 from mobileclip.training.locked import drop
 from mobileclip.training.loop import Batch, Objective, Report, Result, train
 from mobileclip.training.losses import clip_loss
-from mobileclip.training.objective import Features, Losses
+from mobileclip.training.objective import Features, Halves, Losses
 from mobileclip.training.validation import held_out_pairs
 from mobileclip.training.world import World, join
 
@@ -129,7 +129,7 @@ def coca_objective(
             losses["loss"] = losses["loss"] + contrastive_weight * losses["contrastive"]
         return losses
 
-    return Objective(encode, criterion)
+    return Halves(encode, criterion)
 
 
 def caption_loss(model: Any, image_tokens: Tensor, text_tokens: Tensor, text: Tensor) -> tuple[Tensor, int]:

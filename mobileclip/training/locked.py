@@ -10,9 +10,9 @@ from torch.nn import functional
 from mobileclip.config import Training
 from mobileclip.models.zoo import Clip
 from mobileclip.training.contrastive import checkpoints, run_key
-from mobileclip.training.loop import Batch, Objective, Report, Result, train
+from mobileclip.training.loop import Batch, Report, Result, train
 from mobileclip.training.losses import clip_loss
-from mobileclip.training.objective import Features, Losses
+from mobileclip.training.objective import Features, Halves, Losses
 from mobileclip.training.world import join
 
 
@@ -53,7 +53,7 @@ def train_heads(
         return {"loss": clip_loss(every[0], every[1], heads.logit_scale.exp(), rows=rows)}
 
     return train(
-        heads, Objective(encode, criterion), cached_pairs(image, text, owners, total=total, own=own, seed=seed), config,
+        heads, Halves(encode, criterion), cached_pairs(image, text, owners, total=total, own=own, seed=seed), config,
         key=run_key(key, config, title), folder=checkpoints(folder), title=title, total=total, validate=validate,
         report=report,
     )  # fmt: skip

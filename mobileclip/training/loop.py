@@ -285,9 +285,8 @@ def _add_point(run: _Run, batch: Batch, losses: Losses, features: Features, norm
     scale = getattr(run.model, "logit_scale", None)
     if scale is not None:
         point["logit_scale"] = float(scale.exp().detach().reshape(-1)[0])
-    if run.objective.measure is not None:
-        with torch.no_grad():
-            point |= run.objective.measure({k: v.detach() for k, v in features.items()}, batch)
+    with torch.no_grad():
+        point |= run.objective.measure({k: v.detach() for k, v in features.items()}, batch)
     if run.validate is not None and world.main:
         point |= _validate(run, run.validate)
     state.history.append(point)

@@ -13,6 +13,7 @@ The result is the large batch's gradient, at the price of one more forward pass.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +25,33 @@ Features = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What one step minimizes.
+class Objective(Protocol):
+    """What one step minimizes."""
 
-    Attributes:
-        encode: A batch, or any part of it, to features by name; first axis = rows (or one row per part, for what is
-            summed over a part). Gradients of the towers flow through these alone.
-        criterion: The batch's features, and the batch, to its losses; `loss` is the one that is minimized.
-        measure: Further numbers at the points of the learning curve, from the same two.
-    """
+    def encode(self, batch: Batch, /) -> Features:
+        """A batch, or any part of it, to features by name.
+
+        The first axis is rows, or one row per part for what is summed over a part. Gradients of the towers flow through
+        these alone.
+        """
+
+    def criterion(self, features: Features, batch: Batch, /) -> Losses:
+        """The batch's features, and the batch, to its losses; `loss` is the one that is minimized."""
+
+    def measure(self, features: Features, batch: Batch, /) -> dict[str, float]:
+        """Further numbers at the points of the learning curve, from the same two."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """An objective of two functions that measures nothing further."""
 
     encode: Callable[[Batch], Features]
     criterion: Callable[[Features, Batch], Losses]
-    measure: Callable[[Features, Batch], dict[str, float]] | None = None
+
+    def measure(self, features: Features, batch: Batch) -> dict[str, float]:  # noqa: ARG002 - the protocol's
+        """Nothing."""
+        return {}
 
 
 def backward(

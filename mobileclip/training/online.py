@@ -18,7 +18,7 @@ from mobileclip.errors import ConfigError, DataError, MobileClipError
 from mobileclip.manifest import Manifest
 from mobileclip.models.recorded import load_recorded
 from mobileclip.models.zoo import Clip
-from mobileclip.training.contrastive import TeacherFeatures
+from mobileclip.training.clip_objective import TeacherFeatures
 from mobileclip.training.loop import Batch
 
 logger = logging.getLogger(__name__)

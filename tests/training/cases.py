@@ -12,14 +12,14 @@ from mobileclip.models import zoo
 from mobileclip.training import checkpoint
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.captioning import coca_objective
-from mobileclip.training.contrastive import Reinforcement, clip_objective
+from mobileclip.training.clip_objective import ClipObjective, Reinforcement, TeacherAffinity
 from mobileclip.training.loop import train
-from mobileclip.training.objective import Objective, backward
+from mobileclip.training.objective import Halves, backward
 from mobileclip.training.projected import Projected
 from mobileclip.training.world import World, join
 from tests.training import towers
 
-_BOTH = {"teachers": ("a", "b.c"), "logit_scales": (9.0, 14.0)}
+_BOTH = {"teachers": (TeacherAffinity("a", 9.0, -2.0), TeacherAffinity("b.c", 14.0, -4.0))}
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Case:
 
 CASES = {
     "plain": Case(Reinforcement(), synthetic=False),
-    "reinforced": Case(Reinforcement(0.6, **_BOTH)),
-    "distilled": Case(Reinforcement(1.0, **_BOTH)),
-    "cross-entropy": Case(Reinforcement(1.0, divergence="cross_entropy", **_BOTH)),
-    "sigmoid": Case(Reinforcement(0.6, affinity="sigmoid", logit_biases=(-2.0, -4.0), **_BOTH)),
-    "features": Case(Reinforcement(0.6, feature_weight=0.5, **_BOTH)),
-    "feature distance alone": Case(Reinforcement(0.0, feature_weight=2.0, feature_distance="mse", **_BOTH)),
-    "bank": Case(Reinforcement(0.6, feature_weight=0.5, bank_weight=1.5, **_BOTH)),
-    "uneven": Case(Reinforcement(0.6, **_BOTH), rows=7),
-    "accumulated": Case(Reinforcement(0.6, feature_weight=0.5, **_BOTH), chunks=3, batch_norm=False),
-    "accumulated bank": Case(Reinforcement(0.6, bank_weight=1.5, **_BOTH), chunks=3, batch_norm=False),
-    "accumulated, uneven": Case(Reinforcement(0.6, **_BOTH), rows=9, chunks=2, batch_norm=False),
+    "reinforced": Case(Reinforcement(distill_weight=0.6, **_BOTH)),
+    "distilled": Case(Reinforcement(distill_weight=1.0, **_BOTH)),
+    "cross-entropy": Case(Reinforcement(distill_weight=1.0, divergence="cross_entropy", **_BOTH)),
+    "sigmoid": Case(Reinforcement(distill_weight=0.6, affinity="sigmoid", **_BOTH)),
+    "features": Case(Reinforcement(distill_weight=0.6, feature_weight=0.5, **_BOTH)),
+    "feature distance alone": Case(Reinforcement(feature_weight=2.0, feature_distance="mse", **_BOTH)),
+    "bank": Case(Reinforcement(distill_weight=0.6, feature_weight=0.5, bank_weight=1.5, **_BOTH)),
+    "uneven": Case(Reinforcement(distill_weight=0.6, **_BOTH), rows=7),
+    "accumulated": Case(Reinforcement(distill_weight=0.6, feature_weight=0.5, **_BOTH), chunks=3, batch_norm=False),
+    "accumulated bank": Case(Reinforcement(distill_weight=0.6, bank_weight=1.5, **_BOTH), chunks=3, batch_norm=False),
+    "accumulated, uneven": Case(Reinforcement(distill_weight=0.6, **_BOTH), rows=9, chunks=2, batch_norm=False),
 }
 
 
@@ -54,9 +54,8 @@ def step(case: Case, world: World) -> dict[str, torch.Tensor]:
     trained = clip.model
     if case.reinforcement.feature_weight:
         trained = Projected(clip.model, clip.embed_dim, towers.TEACHERS).double()
-    config = Training(batch_size=case.rows)
-    bank = towers.bank(case.reinforcement.logit_scales) if case.reinforcement.bank_weight else None
-    objective = clip_objective(clip, case.reinforcement, config, world, trained=trained, bank=bank)
+    bank = towers.bank(tuple(case.reinforcement.scales.values())) if case.reinforcement.bank_weight else None
+    objective = ClipObjective(clip, case.reinforcement, world, total=case.rows, trained=trained, bank=bank)
     whole = towers.batch(case.rows, synthetic=case.synthetic)
     own = {name: value[world.rows(case.rows)] for name, value in whole.items()}
     with global_batch_norm(trained, world):
@@ -67,8 +66,7 @@ def step(case: Case, world: World) -> dict[str, torch.Tensor]:
     found = {f"loss/{name}": world.sum(value.detach().clone()) for name, value in losses.items()}
     found |= {f"grad/{name}": p.grad for name, p in trained.named_parameters() if p.grad is not None}
     found |= {f"buffer/{name}": value.clone() for name, value in trained.named_buffers()}
-    if objective.measure is not None:
-        found["agreement"] = torch.tensor(objective.measure(features, own)["teacher_agreement"])
+    found |= {name: torch.tensor(value) for name, value in objective.measure(features, own).items()}
     return found
 
 
@@ -134,7 +132,7 @@ def best(world: World, folder: str) -> torch.Tensor:
         steps=2, batch_size=world.size, log_every=1, checkpoint_every=0, keep_weights="best",
     )  # fmt: skip
     train(
-        model, Objective(lambda batch: {"y": model(batch["x"])}, lambda features, _: {"loss": features["y"].sum()}),
+        model, Halves(lambda batch: {"y": model(batch["x"])}, lambda features, _: {"loss": features["y"].sum()}),
         lambda first, last: iter([{"x": torch.ones(1, 2)}] * (last - first)), config,
         key="best", folder=folder, title="best", validate=lambda: {"score": next(scores)},
     )  # fmt: skip

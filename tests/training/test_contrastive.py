@@ -12,10 +12,9 @@ from mobileclip.config import Optimizer, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.data.preprocess import image_tensor
 from mobileclip.models import zoo
+from mobileclip.training.clip_objective import ClipObjective, Reinforcement, TeacherAffinity
 from mobileclip.training.contrastive import (
-    Reinforcement,
     batch_source,
-    clip_objective,
     set_grad_checkpointing,
     train_clip,
 )
@@ -29,7 +28,7 @@ TRAINING = Training(
     steps=3, batch_size=8, workers=0, log_every=1, checkpoint_every=0,
     optimizer=Optimizer(lr=3e-3, warmup_steps=1, grad_clip=0.5),
 )  # fmt: skip
-REINFORCED = Reinforcement(0.7, ("first",), (42.0,))
+REINFORCED = Reinforcement(teachers=(TeacherAffinity("first", 42.0),), distill_weight=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_checkpointed_activations_change_neither_gradients_nor_statistics(tiny_r
     )
     for one in (clip, other):
         one.model.train()
-        objective = clip_objective(one, REINFORCED, TRAINING, World(), trained=one.model)
+        objective = ClipObjective(one, REINFORCED, World(), total=TRAINING.batch_size)
         backward(
             objective, one.model, batch, autocast=lambda: torch.autocast("cpu", enabled=False),
             recompute=one is other,
@@ -120,7 +119,9 @@ def test_checkpointed_activations_change_neither_gradients_nor_statistics(tiny_r
 
 def test_a_sigmoid_student_is_saved_with_its_bias(tiny_reinforced, content, tmp_path):
     clip = _student()
-    sigmoid = Reinforcement(0.5, ("first",), (20.0,), affinity="sigmoid", feature_weight=0.1)
+    sigmoid = Reinforcement(
+        teachers=(TeacherAffinity("first", 20.0),), distill_weight=0.5, affinity="sigmoid", feature_weight=0.1
+    )
     result = _train(clip, _dataset(clip, tiny_reinforced, content), tmp_path, reinforcement=sigmoid)
     assert result.history[0]["logit_scale"] == pytest.approx(10.0, rel=0.05)
     assert {"loss/clip", "loss/distill", "loss/feature", "teacher_agreement"} <= set(result.history[0])
@@ -142,7 +143,9 @@ def test_every_other_option_at_once_learns(tiny_reinforced, content, tmp_path):
         }
     )  # fmt: skip
     dataset = _dataset(clip, tiny_reinforced, content, mix=0.5, sequential=True, extra_augment=(1, 5))
-    reinforcement = Reinforcement(1.0, ("first",), (42.0,), divergence="cross_entropy")
+    reinforcement = Reinforcement(
+        teachers=(TeacherAffinity("first", 42.0),), distill_weight=1.0, divergence="cross_entropy"
+    )
     history = _train(clip, dataset, tmp_path, training, reinforcement).history
     assert [point["step"] for point in history] == [10, 20, 30]
     assert history[-1]["loss"] < history[0]["loss"]
@@ -163,8 +166,7 @@ def test_compiled_towers_compute_the_same():
     found = []
     for compiled in (False, True):
         clip = towers.clip(batch_norm=False)
-        config = Training(batch_size=6, compile=compiled)
-        objective = clip_objective(clip, case.reinforcement, config, World(), trained=clip.model)
+        objective = ClipObjective(clip, case.reinforcement, World(), total=6, compiled=compiled)
         losses, _ = backward(objective, clip.model, batch, autocast=lambda: torch.autocast("cpu", enabled=False))
         found.append((float(losses["loss"]), clip.model.conv.weight.grad))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)

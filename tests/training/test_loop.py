@@ -22,7 +22,8 @@ from mobileclip.errors import ConfigError, MobileClipError
 from mobileclip.training import checkpoint
 from mobileclip.training.checks import check_weights
 from mobileclip.training.curves import write_timings
-from mobileclip.training.loop import Objective, Result, train
+from mobileclip.training.loop import Result, train
+from mobileclip.training.objective import Halves
 
 OPTIMIZER = Optimizer(lr=0.02, lr_end=0.001, warmup_steps=3, weight_decay=0.1)
 CONFIG = Training(
@@ -74,7 +75,7 @@ def _run(model, folder, *, config=CONFIG, key="key", loss=None, source=None, **o
     def plain(batch):
         return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
 
-    objective = Objective(encode=loss or plain, criterion=lambda features, _: features)
+    objective = Halves(encode=loss or plain, criterion=lambda features, _: features)
     return train(model, objective, source or _loader(), config, key=key, folder=str(folder), title="net", **options)
 
 
@@ -514,7 +515,7 @@ def test_points_are_reported_as_they_come_and_again_after_a_kill(tmp_path):
         def plain(batch):
             return {"loss": F.cross_entropy(model(batch["image"]), batch["target"])}
 
-        objective = Objective(encode=plain if loss is None else loss(plain), criterion=lambda features, _: features)
+        objective = Halves(encode=plain if loss is None else loss(plain), criterion=lambda features, _: features)
         return train(
             model, objective, _loader(), CONFIG, key="key", folder=str(tmp_path), title="net", report=seen.append
         )

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from mobileclip.config import Training
-from mobileclip.training.contrastive import Reinforcement, clip_objective
-from mobileclip.training.objective import Objective, backward
+from mobileclip.training.clip_objective import ClipObjective, Reinforcement
+from mobileclip.training.objective import Halves, backward
 from mobileclip.training.world import World
 from tests.training import towers
 from tests.training.cases import CASES, Case, step
@@ -34,7 +33,7 @@ def test_gradients_of_parts_alone_are_others():
     """What usual accumulation would give: the mean of the halves' gradients, which know half the negatives."""
     whole = step(Case(REINFORCED, rows=6, chunks=2, batch_norm=False), World())
     clip = towers.clip(batch_norm=False)
-    objective = clip_objective(clip, REINFORCED, Training(batch_size=3), World(), trained=clip.model)
+    objective = ClipObjective(clip, REINFORCED, World(), total=3)
     for rows in (slice(0, 3), slice(3, 6)):
         part = {name: value[rows] for name, value in towers.batch(6).items()}
         (objective.criterion(objective.encode(part), part)["loss"] / 2).backward()
@@ -44,7 +43,7 @@ def test_gradients_of_parts_alone_are_others():
 def test_dropout_draws_once_per_part():
     """Both passes see the same masks, and the generator ends where one pass leaves it."""
     clip = towers.clip(batch_norm=False, dropout=0.4)
-    objective = clip_objective(clip, REINFORCED, Training(batch_size=6), World(), trained=clip.model)
+    objective = ClipObjective(clip, REINFORCED, World(), total=6)
     batch = towers.batch(6)
     torch.manual_seed(3)
     losses, _ = backward(objective, clip.model, batch, chunks=2, autocast=_off)
@@ -63,7 +62,7 @@ def test_dropout_draws_once_per_part():
 def test_running_statistics_move_once_per_part():
     clip, other = towers.clip(), towers.clip()
     batch = towers.batch(6)
-    objective = clip_objective(clip, REINFORCED, Training(batch_size=6), World(), trained=clip.model)
+    objective = ClipObjective(clip, REINFORCED, World(), total=6)
     backward(objective, clip.model, batch, chunks=2, autocast=_off)
     for rows in (slice(0, 3), slice(3, 6)):
         other.model.encode_image(batch["image"][rows].float() / 255, normalize=True)
@@ -87,12 +86,12 @@ def test_activations_of_one_part_at_a_time_are_kept():
             return gradient
 
     clip = towers.clip(batch_norm=False)
-    plain = clip_objective(clip, Reinforcement(), Training(batch_size=8), World(), trained=clip.model)
+    plain = ClipObjective(clip, Reinforcement(), World(), total=8)
 
     def encode(batch):
         return {name: Counted.apply(value) for name, value in plain.encode(batch).items()}
 
-    counted = Objective(encode, plain.criterion)
+    counted = Halves(encode, plain.criterion)
     backward(counted, clip.model, towers.batch(8, synthetic=False), chunks=4, autocast=_off)
     assert rows == [2] * 8
 
@@ -114,6 +113,6 @@ def test_the_criterion_computes_in_float32_under_autocast(chunks):
 
     batch = towers.batch(4, synthetic=False)
     autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
-    backward(Objective(encode, criterion), clip.model, batch, chunks=chunks, autocast=autocast)
+    backward(Halves(encode, criterion), clip.model, batch, chunks=chunks, autocast=autocast)
     half = [torch.bfloat16] * chunks
     assert kinds == [*half, torch.float32, *(half if chunks > 1 else [])]

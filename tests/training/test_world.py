@@ -88,12 +88,11 @@ def test_the_cases_differ_and_the_batch_is_more_than_its_parts():
     case = CASES["reinforced"]
     whole = step(case, World())
     assert float(whole["loss/loss"]) != pytest.approx(float(step(CASES["plain"], World())["loss/loss"]), rel=1e-2)
-    from mobileclip.config import Training
-    from mobileclip.training.contrastive import clip_objective
+    from mobileclip.training.clip_objective import ClipObjective
     from tests.training import towers
 
     clip = towers.clip()
-    objective = clip_objective(clip, case.reinforcement, Training(batch_size=3), World(), trained=clip.model)
+    objective = ClipObjective(clip, case.reinforcement, World(), total=3)
     half = {name: value[:3] for name, value in towers.batch(6).items()}
     part = objective.criterion(objective.encode(half), half)
     assert float(part["loss"]) != pytest.approx(float(whole["loss/loss"]), rel=1e-2)

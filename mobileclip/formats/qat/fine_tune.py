@@ -110,8 +110,10 @@ def relative_loss(got: Tensor, wanted: Tensor) -> Tensor:
 
 def _recipe(config: Export, clip: Clip, content: Manifest, teachers: tuple[str, ...]) -> Recipe:
     field = content.column(f"{teachers[0]}.captions").spec.get("field", "captions") if teachers else "captions"
-    views = "stored" if content.has("views") else "whole"
-    return Recipe(clip.preprocess, clip.tokenizer, field, (), teachers, views=views, seed=config.qat_seed)
+    return Recipe(
+        clip.preprocess, clip.tokenizer, field, (), teachers, views="stored" if content.has("views") else "whole",
+        seed=config.qat_seed,
+    )  # fmt: skip
 
 
 def _loss(config: Export, clip: Clip, towers: Towers, content: Manifest, teachers: tuple[str, ...]) -> Loss:
