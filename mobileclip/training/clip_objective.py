@@ -97,9 +97,11 @@ class ClipObjective:
         self._reinforcement, self._world, self._total = reinforcement, world, total
         self._projected = trained if isinstance(trained, Projected) else None
         self._online, self._bank = online, bank
-        self._encode_image, self._encode_text = self._model.encode_image, self._model.encode_text
+        model: Any = clip.model
+        encode_image, encode_text = model.encode_image, model.encode_text
         if compiled:
-            self._encode_image, self._encode_text = map(torch.compile, (self._encode_image, self._encode_text))
+            encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
+        self._encode_image, self._encode_text = encode_image, encode_text
 
     def encode(self, batch: Batch) -> Features:
         """Unit-norm `image`, `text` and, where the batch has it, `synthetic_text` [rows, width]."""
