@@ -15,7 +15,7 @@ from torch import nn
 from mobileclip.config import Export
 from mobileclip.data.progress import progress_bar
 from mobileclip.errors import ConfigError, ExportError
-from mobileclip.formats import contract, environment, proof, registry, sensitivity
+from mobileclip.formats import contract, environment, half_precision, proof, registry, sensitivity
 from mobileclip.formats.contract import Program, Tower
 from mobileclip.formats.export_job import BATCH, Job, Written
 from mobileclip.formats.program_ports import Kind, TensorSpec, disagreement
@@ -111,7 +111,10 @@ def build(
     drawn = functools.cache(calibrate or (lambda: reference))
     progress = progress_bar(plan(config), desc="export", unit="program")
     tuned = functools.cache(lambda: replace(towers, image=tune(drawn()))) if tune else None
-    made = [_write_and_prove(item, config, towers, reference, folder, drawn, tuned, refused) for item in progress]
+    halved = functools.cache(lambda tower: half_precision.prove(getattr(towers, tower), tower, reference))
+    made = [
+        _write_and_prove(item, config, towers, reference, folder, drawn, tuned, refused, halved) for item in progress
+    ]
     layers = {program.path: written.layers for program, written in made if written.layers}
     if layers:
         (folder / LAYERS_FILE).write_text(json.dumps(layers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -196,6 +199,7 @@ def _write_and_prove(
     calibrate: Callable[[], Reference],
     tuned: Callable[[], Towers] | None,
     refused: Callable[[bytes], str] | None,
+    halved: Callable[[str], tuple[dict[str, float], str]],
 ) -> tuple[Program, Written]:
     path = folder / item.file_name
     before: dict[str, float] = {}
@@ -216,6 +220,10 @@ def _write_and_prove(
     budget = budgets(config)[item.precision]
     logger.info("%s: error %.3g of %g", item.file_name, figures["error"], budget)
     proof.check(item.file_name, figures, budget, layers=_layers(item, made, figures["error"], budget, refused))
+    if item.precision == "float16":
+        survives, layer = halved(item.tower)
+        half_precision.check(item.file_name, survives, layer, budget)
+        figures |= survives
     settings = made.settings | ({"qat_steps": config.qat_steps} if before else {})
     program = Program(
         tower=item.tower, format=item.format, precision=item.precision, input=given, output=result,

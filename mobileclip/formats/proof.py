@@ -23,6 +23,8 @@ from mobileclip.models.zoo import Clip
 
 Encode = Callable[[NDArray[np.generic]], NDArray[np.float32]]
 BATCHES = (8, 1)
+# Of unit vectors; with random weights MobileCLIP2-S0 has 0.24 for images.
+FLAT = 0.1
 RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0
 
 
@@ -120,7 +122,8 @@ def prove(encode: Encode, tower: str, reference: Reference) -> dict[str, float]:
         reference: The student's own embeddings.
 
     Returns:
-        `error` (the larger of the two batch sizes), `error_batch_N`, `cosine_min`, `cosine_mean`, `max_abs`,
+        `error` (the larger of the two batch sizes), `error_batch_N`, `spread` (root mean square distance of the
+        student's own embeddings from their mean, 0 to 1), `cosine_min`, `cosine_mean`, `max_abs`,
         `norm_error`, `agreement` (share of samples with the same first answer against the student's other tower),
         `recall/...`: R@1 of the student, of the program, their difference and its paired 95 % interval, and the same
         of zero-shot accuracy, `zero_shot/...`, where the reference has classes.
@@ -135,6 +138,7 @@ def prove(encode: Encode, tower: str, reference: Reference) -> dict[str, float]:
     return {
         "error": max(figures.values()),
         **figures,
+        "spread": float(np.linalg.norm(wanted - wanted.mean(0)) / len(wanted) ** 0.5),
         "cosine_min": float(cosines.min()),
         "cosine_mean": float(cosines.mean()),
         "max_abs": float(np.abs(worst - wanted).max()),
@@ -159,6 +163,12 @@ def check(name: str, figures: dict[str, float], budget: float, *, layers: str = 
     """
     if figures["error"] > budget:
         worst = f"; quantized alone these layers lose most: {layers}" if layers else ""
+        # The error is relative to the spread: without one, rounding is as large as what tells two samples apart.
+        if (spread := figures.get("spread", 1.0)) < FLAT:
+            worst += (
+                f"; the student's own embeddings of these samples hardly differ (spread {spread:.2g}, at most 1), as "
+                "after a training that is too short: train it longer before you judge its programs"
+            )
         raise ExportError(
             f"export: program '{name}' has error {figures['error']:.3g} relative to the centered embeddings, "
             f"its budget is {budget:g} (smallest cosine {figures['cosine_min']:.6f}){worst}; nothing was published."

@@ -55,6 +55,19 @@ def test_refusal_names_program_error_and_budget():
     proof.check("text.int8.onnx", {"error": 0.25, "cosine_min": 0.99}, 0.25)
 
 
+def test_refusal_says_when_the_student_tells_nothing_apart(reference):
+    flat = np.ones((len(reference.uids), 128), np.float32) + 0.01 * reference.text_features
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    figures = proof.prove(lambda rows: flat[: len(rows)], "text", replace(reference, text_features=flat))
+    # Root of the mean squared distance from the mean, by hand.
+    assert figures["spread"] == pytest.approx(np.sqrt(((flat - flat.mean(0)) ** 2).sum(1).mean()), rel=1e-4)
+    with pytest.raises(ExportError, match=r"hardly differ \(spread 0\.00\d+, at most 1\)"):
+        proof.check("text.float16.onnx", figures | {"error": 0.5}, 0.03)
+    with pytest.raises(ExportError) as caught:
+        proof.check("text.float16.onnx", figures | {"error": 0.5, "spread": 0.5}, 0.03)
+    assert "hardly differ" not in str(caught.value)
+
+
 def test_not_a_number_is_refused(reference):
     figures = proof.prove(lambda rows: np.full((len(rows), 128), np.nan, np.float32), "image", reference)
     with pytest.raises(ExportError):

@@ -7,7 +7,6 @@ import ast
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
 
 from mobileclip.errors import ExportError
-from mobileclip.formats.export_job import Job, Written, mixed, parts, trace
+from mobileclip.formats.export_job import Job, Written, mixed, trace
 from mobileclip.formats.exporter_logging import no_logging
+from mobileclip.formats.half_precision import half
 from mobileclip.formats.onnx import int4
 from mobileclip.formats.onnx import int8 as calibrated
 from mobileclip.formats.program_ports import ANY_ROWS
@@ -102,13 +102,6 @@ def export(
     model = _cleaned(_renamed(program.model_proto))
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def half(tower: nn.Module) -> nn.Module:
-    """A copy that computes in float16; pixel normalization and unit norm stay in float32."""
-    copied = deepcopy(tower)
-    parts(copied).half()
-    return copied
 
 
 def quantize(model: onnx.ModelProto, *, keep: Sequence[str] = ()) -> onnx.ModelProto:
