@@ -109,6 +109,10 @@ class Export(Section):
     max_kept: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Largest share of layers that an int8 or int4 program may hold in floating point to meet its budget, the worst
     first; 0 = none."""
+    max_rank: NonNegativeInt = 0
+    """Largest number of axes of a tensor in an ONNX or LiteRT program; GPUs and NPUs of phones take 4. 0 = any."""
+    residency: dict[Literal["litert_gpu", "qnn", "coreml_ane", "webgpu"], Annotated[float, Field(ge=0, le=1)]] = {}
+    """Smallest share of a program's operators that a delegate must take, by rule; empty = reported, not demanded."""
     calibration_split: Split = "train"
     """Split whose samples calibrate int8 programs and choose the layers they keep in float32."""
     calibration_samples: Annotated[int, Field(ge=2)] = 32

@@ -87,12 +87,14 @@ class Written:
         figures: Numbers beside the proof's, such as `delegated`, the share of nodes a backend took over.
         keep: Layers that stayed in float32.
         layers: Error of the program with one layer alone quantized, by layer.
+        residency: Report of `mobileclip.formats.residency`.
     """
 
     settings: dict[str, Any]
     figures: dict[str, float] = field(default_factory=dict)
     keep: Sequence[str] = ()
     layers: dict[str, float] = field(default_factory=dict)
+    residency: dict[str, Any] = field(default_factory=dict)
 
 
 def mixed(

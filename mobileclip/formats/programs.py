@@ -15,7 +15,7 @@ from torch import nn
 from mobileclip.config import Export
 from mobileclip.data.progress import progress_bar
 from mobileclip.errors import ConfigError, ExportError
-from mobileclip.formats import contract, environment, half_precision, proof, registry, sensitivity
+from mobileclip.formats import contract, environment, half_precision, proof, registry, residency, sensitivity
 from mobileclip.formats.contract import Program, Tower
 from mobileclip.formats.export_job import BATCH, Job, Written
 from mobileclip.formats.program_ports import Kind, TensorSpec, disagreement
@@ -61,6 +61,11 @@ def plan(config: Export, *, whole: bool = True) -> list[Plan]:
     Raises:
         ConfigError: A format would lack a tower, or is not installed.
     """
+    if idle := residency.unknown(config.residency, config.formats):
+        raise ConfigError(
+            f"export.residency: got {', '.join(idle)}, of which no rule is known for export.formats {config.formats}, "
+            "want a delegate of one of them."
+        )
     plans: list[Plan] = []
     for name in dict.fromkeys(config.formats):
         row = registry.require(name)
@@ -118,6 +123,10 @@ def build(
     layers = {program.path: written.layers for program, written in made if written.layers}
     if layers:
         (folder / LAYERS_FILE).write_text(json.dumps(layers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    reports = {program.path: written.residency for program, written in made if written.residency}
+    if reports:
+        text = json.dumps(reports, indent=1, sort_keys=True)
+        (folder / residency.RESIDENCY_FILE).write_text(text + "\n", encoding="utf-8")
     return [program for program, _ in made]
 
 
@@ -149,6 +158,11 @@ def write(
     )  # fmt: skip
     written: Written = registry.writer(item.format).write(job)
     return written
+
+
+def reports(folder: Path) -> list[Path]:
+    """What `build` left beside the programs: layers that were chosen, and what accelerators would take."""
+    return [path for name in (LAYERS_FILE, residency.RESIDENCY_FILE) if (path := folder / name).is_file()]
 
 
 def onnx_float32(
@@ -216,6 +230,9 @@ def _write_and_prove(
     given, result = interface(item, config, towers, reference)
     if wrong := disagreement((encode.given, encode.result), (given, result)):
         raise ExportError(f"export: program '{item.file_name}' {wrong}; nothing was published.")
+    taken, report = residency.judge(item.format, residency.operators_of(item.format, path))
+    least: dict[str, float] = {str(name): share for name, share in config.residency.items()}
+    residency.check(item.file_name, taken, report, most=config.max_rank, least=least)
     figures = {**proof.prove(encode, item.tower, reference), **made.figures, **before}
     budget = budgets(config)[item.precision]
     logger.info("%s: error %.3g of %g", item.file_name, figures["error"], budget)
@@ -224,6 +241,7 @@ def _write_and_prove(
         survives, layer = halved(item.tower)
         half_precision.check(item.file_name, survives, layer, budget)
         figures |= survives
+    figures |= taken
     settings = made.settings | ({"qat_steps": config.qat_steps} if before else {})
     program = Program(
         tower=item.tower, format=item.format, precision=item.precision, input=given, output=result,
@@ -231,7 +249,7 @@ def _write_and_prove(
         executed=registry.FORMATS[item.format].executed, figures=figures,
         **contract.describe(path, root=folder).model_dump(),
     )  # fmt: skip
-    return program, made
+    return program, replace(made, residency=report)
 
 
 def _layers(

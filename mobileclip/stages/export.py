@@ -129,7 +129,7 @@ def _write_sides(
     clip: Clip, reference: Reference, written: Sequence[Program], banks: Sequence[Path], folder: Path
 ) -> list[File]:
     """Everything beside the programs."""
-    paths = [golden.write(clip, folder, written), *banks, *folder.glob(programs.LAYERS_FILE)]
+    paths = [golden.write(clip, folder, written), *banks, *programs.reports(folder)]
     if has_clip_tokenizer(clip):
         paths += tokenizer.write(clip.tokenizer, folder / tokenizer.FOLDER)
     else:

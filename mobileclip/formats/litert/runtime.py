@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
 
 from mobileclip.errors import DataError
 from mobileclip.formats.program_ports import Port
 from mobileclip.formats.runtime import Encoder, Floats, refusal
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 def open_program(path: Path, threads: int) -> Encoder:
@@ -77,3 +79,24 @@ _DELEGATE = "DELEGATE"
 def _port(details: Mapping[str, Mapping[str, Any]]) -> Port:
     (name, about), *_ = details.items()
     return Port(name, np.dtype(about["dtype"]).name, tuple(int(size) for size in about["shape"]))
+
+
+def list_operators(path: Path) -> list[tuple[str, Shapes, Shapes, frozenset[str]]]:
+    """Kind, shapes of computed inputs and of outputs, and types of each operation; no delegate is asked."""
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(str(path), experimental_op_resolver_type=plain)
+    nodes = interpreter._get_ops_details()  # noqa: SLF001 - there is no public way to them
+    about = {int(tensor["index"]): tensor for tensor in interpreter.get_tensor_details()}
+    given = {int(tensor["index"]) for tensor in interpreter.get_input_details()}
+    computed = given.union(*({int(tensor) for tensor in node["outputs"]} for node in nodes))
+
+    def shapes(tensors: Any) -> Shapes:
+        chosen = [about[int(tensor)]["shape_signature"] for tensor in tensors if int(tensor) in computed]
+        return tuple(tuple(int(size) for size in shape) for shape in chosen)
+
+    found = []
+    for node in nodes:
+        ports = [int(tensor) for tensor in (*node["inputs"], *node["outputs"]) if int(tensor) in computed]
+        types = frozenset(np.dtype(about[tensor]["dtype"]).name for tensor in ports)
+        found.append((str(node["op_name"]), shapes(node["inputs"]), shapes(node["outputs"]), types))
+    return found

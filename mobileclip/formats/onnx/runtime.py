@@ -1,9 +1,11 @@
 """Run ONNX programs in ONNX Runtime."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from mobileclip.errors import DataError
 from mobileclip.formats.program_ports import ANY_ROWS, Port
 from mobileclip.formats.runtime import Encoder, Floats, refusal
 
+Shapes = tuple[tuple[int, ...], ...]
 _ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
@@ -60,3 +63,25 @@ def _port(value: Any) -> Port:
 
 
 _TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
+
+
+def list_operators(path: Path) -> list[tuple[str, Shapes, Shapes, frozenset[str]]]:
+    """Kind, shapes of computed inputs and of outputs, and types of each node of a program, by ONNX's inference."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {output for node in graph.node if node.op_type == "Constant" for output in node.output}
+    about = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+
+    def shapes(names: Iterable[str]) -> Shapes:
+        kinds = [about[name] for name in names if name in about and name not in constants]
+        return tuple(tuple(int(d.dim_value) if d.HasField("dim_value") else -1 for d in k.shape.dim) for k in kinds)
+
+    def types(names: Iterable[str]) -> frozenset[str]:
+        kinds = [about[name] for name in names if name in about and name not in constants]
+        return frozenset(onnx.TensorProto.DataType.Name(kind.elem_type).lower() for kind in kinds)
+
+    return [
+        (node.op_type, shapes(node.input), shapes(node.output), types((*node.input, *node.output)))
+        for node in graph.node
+        if node.op_type != "Constant"
+    ]

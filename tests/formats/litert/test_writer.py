@@ -63,6 +63,13 @@ def test_nodes_that_xnnpack_takes_over_are_counted(written, folder, monkeypatch)
     assert found == {"delegated": 0, "subgraphs": 0}
 
 
+def test_phone_gpus_take_the_image_program(written):
+    """No tensor above rank 4, no attention with heads as batch."""
+    for program in written.values():
+        assert program.figures["max_rank"] <= 4
+    assert written["image.float32.tflite"].figures["residency/litert_gpu"] == 1
+
+
 def test_int8_is_a_quarter_of_the_size(written):
     assert written["text.int8.tflite"].bytes < 0.3 * written["text.float32.tflite"].bytes
 
