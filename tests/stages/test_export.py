@@ -300,11 +300,11 @@ def test_layer_report_outlives_the_export_that_failed(exported, data, student, o
     before, place, tracker = storage.list_files(out), storage.join(out, "layers-refused.json"), _Recorder()
     with pytest.raises(ExportError, match=r"'image\.int8_weights\.onnx' has error .* budget is 1e-05 ") as raised:
         _int8(out, data, student, 1e-5, tracker)
-    assert f"(10 of 21 were kept in float, all are listed in '{place}'); nothing was published." in str(raised.value)
+    assert f"(11 of 23 were kept in float, all are listed in '{place}'); nothing was published." in str(raised.value)
     table = json.loads(storage.read_bytes(place))
     assert tracker.files == {"export/layers-refused.json": storage.read_bytes(place)}
-    assert len(table["layers"]) == 21
-    assert sum(row["kept"] for row in table["layers"]) == 10
+    assert len(table["layers"]) == 23
+    assert sum(row["kept"] for row in table["layers"]) == 11
     assert all(row["layer"] in str(raised.value) for row in table["layers"][:3])
     # The export that was there is still whole.
     assert storage.list_files(out) == sorted([*before, "layers-refused.json"])
