@@ -113,6 +113,21 @@ def test_programs_of_other_devices_stay_on_the_host(tmp_path):
     assert pushed == [str(tmp_path / "executor_runner"), str(tmp_path / "image.float32.pte")]
 
 
+def test_gpu_is_not_timed_with_the_cpu_behind_it(tmp_path):
+    for name in ("contract.json", "image.float32.tflite", "benchmark_model"):
+        (tmp_path / name).write_text("")
+    bridge, asked = tmp_path / "bin" / "adb", tmp_path / "asked"
+    bridge.parent.mkdir()
+    bridge.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    bridge.chmod(0o755)
+    environment = {"PATH": f"{bridge.parent}:/usr/bin:/bin", "BENCHMARK_MODEL": str(tmp_path / "benchmark_model")}
+    command = [str(KIT / "android" / "benchmark.sh"), str(tmp_path), str(tmp_path / "logs")]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    runs = [line for line in asked.read_text().splitlines() if "--use_gpu=true" in line]
+    assert len(runs) == 1
+    assert "--require_full_delegation=true" in runs[0]
+
+
 def test_script_explains_itself():
     done = subprocess.run([str(KIT / "android" / "benchmark.sh")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
