@@ -22,11 +22,13 @@ from mobileclip.config import Optimizer, Training
 from mobileclip.data.loader import PairDataset, Recipe
 from mobileclip.models import zoo
 from mobileclip.parallel import one_thread
+from mobileclip.training.backward import backward
 from mobileclip.training.clip_objective import ClipObjective, Reinforcement, TeacherAffinity
 from mobileclip.training.contrastive import batch_source
-from mobileclip.training.objective import Batch, Objective, backward
+from mobileclip.training.objective import Batch
 from mobileclip.training.online import online_teachers, teacher_inputs
 from mobileclip.training.optimizer import create_optimizer
+from mobileclip.training.replica import Replicas
 from mobileclip.training.world import join
 
 VARIANTS = ("plain", "stored", "online")
@@ -38,7 +40,7 @@ class Run:
     """One variant between two steps."""
 
     clip: zoo.Clip
-    objective: Objective
+    replicas: Replicas
     optimizer: torch.optim.AdamW
     feed: Iterator[Batch]
 
@@ -117,13 +119,13 @@ def _start(
     world = join()
     objective = ClipObjective(clip, reinforcement, world, total=training.batch_size, online=online)
     feed = batch_source(PairDataset(data, content, recipe), training, 0, world)(0, training.steps)
-    return Run(clip, objective, create_optimizer(clip.model, training.optimizer), feed)
+    return Run(clip, Replicas(clip.model, objective, world), create_optimizer(clip.model, training.optimizer), feed)
 
 
 def _step(run: Run) -> None:
     batch = next(run.feed)
     run.optimizer.zero_grad(set_to_none=True)
-    backward(run.objective, run.clip.model, batch, autocast=lambda: torch.autocast("cpu", enabled=False))
+    backward(run.replicas, batch, autocast=lambda: torch.autocast("cpu", enabled=False))
     run.optimizer.step()
 
 

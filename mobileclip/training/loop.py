@@ -16,11 +16,13 @@ from mobileclip.config import Training
 from mobileclip.data.progress import format_seconds, progress_bar
 from mobileclip.errors import MobileClipError
 from mobileclip.training import checkpoint
+from mobileclip.training.backward import backward
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.checkpoint import Snapshot
 from mobileclip.training.checks import check, check_weights, warn
-from mobileclip.training.objective import Batch, Features, Losses, Objective, backward
+from mobileclip.training.objective import Batch, Features, Losses, Objective
 from mobileclip.training.optimizer import create_optimizer, learning_rate, update_mean
+from mobileclip.training.replica import Replicas
 from mobileclip.training.world import World, join
 
 __all__ = ["Batch", "BatchSource", "Objective", "Report", "Result", "train"]
@@ -63,7 +65,7 @@ class _Run:
     """All that one run needs at every step."""
 
     model: nn.Module
-    objective: Objective
+    replicas: Replicas
     config: Training
     world: World
     optimizer: torch.optim.AdamW
@@ -188,7 +190,8 @@ def _start(model: nn.Module, objective: Objective, config: Training, world: Worl
     """Optimizer and state: fresh, or from the newest checkpoint of this run."""
     optimizer = create_optimizer(model, config.optimizer)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")  # type: ignore[attr-defined]
-    run = _Run(model, objective, config, world, optimizer, scaler, state=Snapshot(), **given)
+    replicas = Replicas(model, objective, world)
+    run = _Run(model, replicas, config, world, optimizer, scaler, state=Snapshot(), **given)
     step = world.same(_found(run) if world.main else 0)
     if step:
         run.state = checkpoint.load(run.folder, step, model=model, optimizer=optimizer)
@@ -224,9 +227,10 @@ def _set_random(run: _Run) -> None:
     """Dropout masks: each process has its own stream, which goes on where the checkpoint left it."""
     state, rank = run.state, run.world.rank
     if rank < len(state.random):
-        torch.set_rng_state(state.random[rank])
+        # Copies: torch reads a state as aligned words, and a row of a file's bytes lies anywhere; else it may crash.
+        torch.set_rng_state(state.random[rank].clone())
         if run.world.device.type == "cuda" and rank < len(state.cuda_random):
-            torch.cuda.set_rng_state(state.cuda_random[rank])
+            torch.cuda.set_rng_state(state.cuda_random[rank].clone())
     elif rank or state.step:
         # Another process than the checkpoint knows, or not the first one: a stream of its own.
         torch.manual_seed((torch.initial_seed() + 1_000_003 * rank + 7919 * state.step) % 2**63)
@@ -254,11 +258,10 @@ def _step(run: _Run, batch: Batch, step: int) -> tuple[Losses, Features, float]:
 
     optimizer.zero_grad(set_to_none=True)
     losses, features = backward(
-        run.objective, run.model, batch, chunks=config.accumulate, autocast=autocast, scale=run.scaler.scale,
+        run.replicas, batch, chunks=config.accumulate, autocast=autocast, scale=run.scaler.scale,
         check=check, recompute=config.grad_checkpointing,
     )  # fmt: skip
     parameters = [p for p in run.model.parameters() if p.grad is not None]
-    world.sum_gradients(parameters)
     run.scaler.unscale_(optimizer)
     limit = config.optimizer.grad_clip or float("inf")
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
@@ -286,7 +289,7 @@ def _add_point(run: _Run, batch: Batch, losses: Losses, features: Features, norm
     if scale is not None:
         point["logit_scale"] = float(scale.exp().detach().reshape(-1)[0])
     with torch.no_grad():
-        point |= run.objective.measure({k: v.detach() for k, v in features.items()}, batch)
+        point |= run.replicas.own.objective.measure({k: v.detach() for k, v in features.items()}, batch)
     if run.validate is not None and world.main:
         point |= _validate(run, run.validate)
     state.history.append(point)

@@ -1,15 +1,15 @@
 """The processes that train one model together, and the device each of them computes on.
 
 Processes are started by `torchrun`, which says in the environment who is who. Each holds some rows of the global batch.
-A loss is written as a **sum** over processes (see `mobileclip.training.losses`): so gradients are summed, parts may be
-of unequal size, and any number of processes gives the same update.
+A loss is written as a **sum** over processes (see `mobileclip.training.losses`), and so is its gradient (see
+`mobileclip.training.replica`).
 """
 
 import atexit
 import functools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 # The first process validates, scores and writes while the others wait for it in a collective: with many pictures that
 # takes longer than nccl's default of 10 minutes. Where a process dies, torchrun ends the others at once.
 _TIMEOUT = timedelta(hours=4)
-
-_BUCKET_ELEMENTS = 8 << 20  # gradients travel in flat pieces of 32 MB: few large messages instead of one per tensor
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,6 @@ class World:
         if self.size == 1:
             return value
         return _Sum.apply(value)  # type: ignore[no-untyped-call]
-
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over processes."""
-        if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([g.reshape(-1) for g in bucket])
-            dist.all_reduce(flat)
-            for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-                gradient.copy_(piece.view(gradient.shape))
 
     def same(self, value: int) -> int:
         """Rank 0's number on every process."""
@@ -153,19 +140,6 @@ def _device(local_rank: int) -> torch.device:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Neighbors of one type, up to the bucket's size."""
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        full = sum(g.numel() for g in bucket) + gradient.numel() > _BUCKET_ELEMENTS
-        if bucket and (full or gradient.dtype != bucket[0].dtype):
-            yield bucket
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        yield bucket
 
 
 class _Gather(torch.autograd.Function):

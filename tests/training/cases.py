@@ -10,12 +10,14 @@ from safetensors.torch import save_file
 from mobileclip.config import Training
 from mobileclip.models import zoo
 from mobileclip.training import checkpoint
+from mobileclip.training.backward import backward
 from mobileclip.training.batch_norm import global_batch_norm
 from mobileclip.training.captioning import coca_objective
 from mobileclip.training.clip_objective import ClipObjective, Reinforcement, TeacherAffinity
 from mobileclip.training.loop import train
-from mobileclip.training.objective import Halves, backward
+from mobileclip.training.objective import Halves
 from mobileclip.training.projected import Projected
+from mobileclip.training.replica import Replicas
 from mobileclip.training.world import World, join
 from tests.training import towers
 
@@ -30,6 +32,7 @@ class Case:
     batch_norm: bool = True
     synthetic: bool = True
     dropout: float = 0.0
+    frozen: str = ""
 
 
 CASES = {
@@ -41,6 +44,7 @@ CASES = {
     "features": Case(Reinforcement(distill_weight=0.6, feature_weight=0.5, **_BOTH)),
     "feature distance alone": Case(Reinforcement(feature_weight=2.0, feature_distance="mse", **_BOTH)),
     "bank": Case(Reinforcement(distill_weight=0.6, feature_weight=0.5, bank_weight=1.5, **_BOTH)),
+    "frozen": Case(Reinforcement(distill_weight=0.6, **_BOTH), frozen="text"),
     "uneven": Case(Reinforcement(distill_weight=0.6, **_BOTH), rows=7),
     "accumulated": Case(Reinforcement(distill_weight=0.6, feature_weight=0.5, **_BOTH), chunks=3, batch_norm=False),
     "accumulated bank": Case(Reinforcement(distill_weight=0.6, bank_weight=1.5, **_BOTH), chunks=3, batch_norm=False),
@@ -48,10 +52,16 @@ CASES = {
 }
 
 
+def _full() -> torch.autocast:
+    return torch.autocast("cpu", enabled=False)
+
+
 def step(case: Case, world: World) -> dict[str, torch.Tensor]:
     """Losses, gradients and buffers after one backward pass; the batch is this process's share."""
     clip = towers.clip(batch_norm=case.batch_norm, dropout=case.dropout)
     trained = clip.model
+    if case.frozen:
+        clip.model.get_submodule(case.frozen).requires_grad_(False)
     if case.reinforcement.feature_weight:
         trained = Projected(clip.model, clip.embed_dim, towers.TEACHERS).double()
     bank = towers.bank(tuple(case.reinforcement.scales.values())) if case.reinforcement.bank_weight else None
@@ -59,10 +69,7 @@ def step(case: Case, world: World) -> dict[str, torch.Tensor]:
     whole = towers.batch(case.rows, synthetic=case.synthetic)
     own = {name: value[world.rows(case.rows)] for name, value in whole.items()}
     with global_batch_norm(trained, world):
-        losses, features = backward(
-            objective, trained, own, chunks=case.chunks, autocast=lambda: torch.autocast("cpu", enabled=False)
-        )
-    world.sum_gradients(trained.parameters())
+        losses, features = backward(Replicas(trained, objective, world), own, chunks=case.chunks, autocast=_full)
     found = {f"loss/{name}": world.sum(value.detach().clone()) for name, value in losses.items()}
     found |= {f"grad/{name}": p.grad for name, p in trained.named_parameters() if p.grad is not None}
     found |= {f"buffer/{name}": value.clone() for name, value in trained.named_buffers()}
@@ -79,19 +86,16 @@ CAPTIONS = [
 ]
 
 
-def captioner_step(world: World, *, chunks: int = 1) -> dict[str, torch.Tensor]:
+def captioner_step(world: World, *, chunks: int = 1, contrastive_weight: float = 1.0) -> dict[str, torch.Tensor]:
     """The same for a captioner, in single precision: captions of different lengths, three rows on one process."""
     torch.manual_seed(0)
     clip = zoo.create("tiny-coca")
     clip.model.train()
-    objective = coca_objective(clip, world, total=5, caption_weight=2.0, contrastive_weight=1.0)
+    objective = coca_objective(clip, world, total=5, caption_weight=2.0, contrastive_weight=contrastive_weight)
     pixels = torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     rows = world.rows(5)
     own = {"image": pixels[rows], "text": clip.tokenizer(CAPTIONS)[rows]}
-    losses, _ = backward(
-        objective, clip.model, own, chunks=chunks, autocast=lambda: torch.autocast("cpu", enabled=False)
-    )
-    world.sum_gradients(clip.model.parameters())
+    losses, _ = backward(Replicas(clip.model, objective, world), own, chunks=chunks, autocast=_full)
     found = {f"loss/{name}": world.sum(value.detach().clone()) for name, value in losses.items()}
     return found | {f"grad/{name}": p.grad for name, p in clip.model.named_parameters() if p.grad is not None}
 
@@ -151,6 +155,7 @@ if __name__ == "__main__":
     world = join()
     results = {f"{name}|{key}": value for name, case in CASES.items() for key, value in step(case, world).items()}
     results |= {f"captioner {n}|{key}": v for n in (1, 2) for key, v in captioner_step(world, chunks=n).items()}
+    results |= {f"captions alone|{key}": v for key, v in captioner_step(world, contrastive_weight=0.0).items()}
     results |= {f"dropped|{n}": dropped(world, f"{sys.argv[1]}/checkpoint") for n in ("once", "again")}
     results |= {"best|weight": best(world, f"{sys.argv[1]}/best/checkpoint"), "timeout|seconds": timeout()}
     save_file({k: v.contiguous() for k, v in results.items()}, f"{sys.argv[1]}/{world.rank}.safetensors")

@@ -12,6 +12,7 @@ from mobileclip.config import Optimizer, Training
 from mobileclip.data.loader import PairDataset, Recipe, batches
 from mobileclip.data.preprocess import image_tensor
 from mobileclip.models import zoo
+from mobileclip.training.backward import backward
 from mobileclip.training.clip_objective import ClipObjective, Reinforcement, TeacherAffinity
 from mobileclip.training.contrastive import (
     batch_source,
@@ -19,7 +20,7 @@ from mobileclip.training.contrastive import (
     train_clip,
 )
 from mobileclip.training.losses import reinforced_loss
-from mobileclip.training.objective import backward
+from mobileclip.training.replica import Replicas
 from mobileclip.training.world import World
 from tests.training import towers
 from tests.training.cases import CASES
@@ -107,8 +108,7 @@ def test_checkpointed_activations_change_neither_gradients_nor_statistics(tiny_r
     for one in (clip, other):
         one.model.train()
         objective = ClipObjective(one, REINFORCED, World(), total=TRAINING.batch_size)
-        backward(
-            objective, one.model, batch, autocast=lambda: torch.autocast("cpu", enabled=False),
+        backward(Replicas(one.model, objective, World()), batch, autocast=lambda: torch.autocast("cpu", enabled=False),
             recompute=one is other,
         )  # fmt: skip
     for (name, p), (_, q) in zip(clip.model.named_parameters(), other.model.named_parameters(), strict=True):
@@ -167,7 +167,9 @@ def test_compiled_towers_compute_the_same():
     for compiled in (False, True):
         clip = towers.clip(batch_norm=False)
         objective = ClipObjective(clip, case.reinforcement, World(), total=6, compiled=compiled)
-        losses, _ = backward(objective, clip.model, batch, autocast=lambda: torch.autocast("cpu", enabled=False))
+        losses, _ = backward(
+            Replicas(clip.model, objective, World()), batch, autocast=lambda: torch.autocast("cpu", enabled=False)
+        )
         found.append((float(losses["loss"]), clip.model.conv.weight.grad))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-7)

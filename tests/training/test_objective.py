@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from mobileclip.training.backward import backward
 from mobileclip.training.clip_objective import ClipObjective, Reinforcement
-from mobileclip.training.objective import Halves, backward
+from mobileclip.training.objective import Halves
+from mobileclip.training.replica import Replicas
 from mobileclip.training.world import World
 from tests.training import towers
 from tests.training.cases import CASES, Case, step
@@ -46,7 +48,7 @@ def test_dropout_draws_once_per_part():
     objective = ClipObjective(clip, REINFORCED, World(), total=6)
     batch = towers.batch(6)
     torch.manual_seed(3)
-    losses, _ = backward(objective, clip.model, batch, chunks=2, autocast=_off)
+    losses, _ = backward(Replicas(clip.model, objective, World()), batch, chunks=2, autocast=_off)
     after, gradient = torch.rand(1), clip.model.conv.weight.grad.clone()
     torch.manual_seed(3)
     halves = [objective.encode({k: v[rows] for k, v in batch.items()}) for rows in (slice(0, 3), slice(3, 6))]
@@ -63,7 +65,7 @@ def test_running_statistics_move_once_per_part():
     clip, other = towers.clip(), towers.clip()
     batch = towers.batch(6)
     objective = ClipObjective(clip, REINFORCED, World(), total=6)
-    backward(objective, clip.model, batch, chunks=2, autocast=_off)
+    backward(Replicas(clip.model, objective, World()), batch, chunks=2, autocast=_off)
     for rows in (slice(0, 3), slice(3, 6)):
         other.model.encode_image(batch["image"][rows].float() / 255, normalize=True)
     assert int(clip.model.norm.num_batches_tracked) == 2
@@ -92,7 +94,7 @@ def test_activations_of_one_part_at_a_time_are_kept():
         return {name: Counted.apply(value) for name, value in plain.encode(batch).items()}
 
     counted = Halves(encode, plain.criterion)
-    backward(counted, clip.model, towers.batch(8, synthetic=False), chunks=4, autocast=_off)
+    backward(Replicas(clip.model, counted, World()), towers.batch(8, synthetic=False), chunks=4, autocast=_off)
     assert rows == [2] * 8
 
 
@@ -113,6 +115,6 @@ def test_the_criterion_computes_in_float32_under_autocast(chunks):
 
     batch = towers.batch(4, synthetic=False)
     autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
-    backward(Halves(encode, criterion), clip.model, batch, chunks=chunks, autocast=autocast)
+    backward(Replicas(clip.model, Halves(encode, criterion), World()), batch, chunks=chunks, autocast=autocast)
     half = [torch.bfloat16] * chunks
     assert kinds == [*half, torch.float32, *(half if chunks > 1 else [])]

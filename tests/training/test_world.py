@@ -24,24 +24,34 @@ def torchrun(processes: int, *arguments: str, **options) -> subprocess.Completed
     return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
+def _found(folder: Path, processes: int) -> list[dict[str, torch.Tensor]]:
+    done = torchrun(processes, "-m", "tests.training.cases", str(folder))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(processes)]
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Every case on two real processes; what each of them found."""
-    folder = tmp_path_factory.mktemp("two")
-    done = torchrun(2, "-m", "tests.training.cases", str(folder))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [load_file(folder / f"{rank}.safetensors") for rank in (0, 1)]
+    return _found(tmp_path_factory.mktemp("two"), 2)
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """The same on four, some with a row and some with two."""
+    return _found(tmp_path_factory.mktemp("four"), 4)
+
+
+@pytest.mark.parametrize("processes", ["together", pytest.param("four", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_compute_what_one_does(together, name):
+def test_processes_compute_what_one_does(request, processes, name):
     expected = step(CASES[name], World())
     assert any(key.startswith("grad/") for key in expected)
-    for found in together:
+    for found in request.getfixturevalue(processes):
         own = {key.partition("|")[2]: value for key, value in found.items() if key.startswith(f"{name}|")}
         assert own.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(own[key], value, rtol=1e-9, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(own[key], value, rtol=1e-12, atol=1e-14, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
@@ -52,6 +62,18 @@ def test_two_processes_train_a_captioner_as_one_does(together, chunks):
         for key, value in expected.items():
             own = found[f"captioner {chunks}|{key}"]
             torch.testing.assert_close(own, value, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_processes_train_a_captioner_without_its_contrastive_half(together):
+    """Its scale then has no gradient: nobody waits for one."""
+    torch.set_num_threads(1)
+    expected = captioner_step(World(), contrastive_weight=0.0)
+    assert "grad/logit_scale" not in expected
+    for found in together:
+        own = {key.partition("|")[2] for key in found if key.startswith("captions alone|")}
+        assert own == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[f"captions alone|{key}"], value, rtol=1e-4, atol=1e-5)
 
 
 def test_processes_drop_different_features_and_the_same_ones_again(together):
