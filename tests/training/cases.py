@@ -116,7 +116,10 @@ def dropped(world: World, folder: str) -> torch.Tensor:
         clip.model, objective, lambda first, last: iter([batch] * (last - first)), config,
         key="dropped", folder=folder, title="dropped",
     )  # fmt: skip
-    return torch.stack(seen)
+    # Before the first step a pass may look for parameters without a gradient: it takes no draw from the steps.
+    *probes, first, second = seen
+    assert all(torch.equal(probe, first) for probe in probes)
+    return torch.stack([first, second])
 
 
 def best(world: World, folder: str) -> torch.Tensor:
