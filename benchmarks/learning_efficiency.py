@@ -50,6 +50,8 @@ def main() -> None:
     seeds = {"length": options.seeds, "images": options.image_seeds, "terms": options.other_seeds}
     waiting = [run for run in plan(seeds) if run not in done]
     processes = max(1, int(os.environ.get("MOBILECLIP_PROCESSES", "2")))
+    for share in {results.VARIANTS[name].images for name, _ in waiting} - {1.0}:  # workers may not fork
+        share_of(str(options.root / "calibrate"), images_folder(str(options.root), share), share)
     for first in range(0, max(1, len(waiting)), processes):
         runs = waiting[first : first + processes]
         found = run_all([(run_one, (str(options.root), params, name, seed)) for name, seed in runs])
@@ -83,7 +85,7 @@ def run_one(root: str, params: Params, name: str, seed: int) -> dict[str, Any]:
     folder = f"{root}/.benchmark/{hashlib.sha256(f'{name}|{seed}'.encode()).hexdigest()[:12]}"
     data = f"{root}/calibrate"
     if variant.images < 1:
-        data = share_of(data, f"{root}/.benchmark/images-{variant.images:g}", variant.images)
+        data = images_folder(root, variant.images)
     distill.run(config, out=folder, tracker=LogTracker(), data=data)
     scoring = params.evaluate.model_copy(update={"gallery": 0, "bootstrap": 1})
     found = evaluate.run(scoring, out=f"{folder}/scores", tracker=LogTracker(), data=data, student=folder)
@@ -113,16 +115,18 @@ def section(params: Params, variant: Variant, *, seed: int) -> Distill:
     return Distill.model_validate(config.model_copy(update=changed).model_dump())
 
 
-def share_of(data: str, out: str, share: float) -> str:
+def images_folder(root: str, share: float) -> str:
+    """Where the dataset with a share of the images lies."""
+    return f"{root}/.benchmark/images-{share:g}"
+
+
+def share_of(data: str, out: str, share: float) -> None:
     """The dataset with a share of its training images: a larger share holds the smaller one's.
 
     Args:
         data: Reinforced dataset.
         out: Where the selection column goes; nothing is copied.
         share: Between 0 and 1; a hash of the uid decides.
-
-    Returns:
-        `out`.
     """
     content = manifest.read(data)
     shards = content.split("train")
@@ -138,7 +142,6 @@ def share_of(data: str, out: str, share: float) -> str:
 
     build_columns(out, [chosen], shards, compute)
     manifest.write(out, collect(out, [chosen], shards, rest.moved(data, out)))
-    return out
 
 
 def _images(content: manifest.Manifest) -> int:

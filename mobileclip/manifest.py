@@ -57,7 +57,7 @@ class Attribution(_Record):
     """Where it is published."""
 
 
-class Shard(_Record):
+class Shard(_Growing):
     """One webdataset tar."""
 
     name: str
@@ -70,6 +70,15 @@ class Shard(_Record):
     sha256: str
     uids_sha256: str
     """Digest of the uids in order, joined by newlines; every column file repeats it."""
+    index_sha256: str = ""
+    """Of the index beside the tar (`mobileclip.data.tar_index`); empty = there is none."""
+
+    LATER = ("index_sha256",)
+
+    @property
+    def index_path(self) -> str:
+        """Where its index lies, a path of the same kind as the tar's."""
+        return index_path(self.path)
 
 
 class ColumnPart(_Record):
@@ -212,6 +221,11 @@ def write(folder: str, manifest: Manifest) -> None:
 def spec_digest(spec: dict[str, Any]) -> str:
     """sha256 of a column's spec."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+
+def index_path(tar: str) -> str:
+    """Where the index of a shard's tar lies."""
+    return tar.removesuffix(".tar") + ".index"
 
 
 def uids_digest(uids: list[str]) -> str:

@@ -13,12 +13,9 @@ import hashlib
 import itertools
 import json
 import logging
-import math
-import mmap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save as save_safetensors
 
 from mobileclip import storage
+from mobileclip.data.mapped import map_tensors
 from mobileclip.data.progress import Work, watched
 from mobileclip.errors import DataError, IntegrityError, MobileClipError
 from mobileclip.manifest import Attribution, Column, ColumnPart, Manifest, Shard, spec_digest
@@ -199,7 +197,7 @@ class ColumnReader:
         """A whole tensor, as it lies in the file: do not write to it."""
         if self._tensors is None:  # mapped on first use, so that loader processes do not share a handle
             storage.verify_local(self._path, self._sha256)
-            self._tensors = _map_tensors(self._path)
+            self._tensors = map_tensors(self._path)
         return self._tensors[name]
 
     def row(self, name: str, index: int) -> torch.Tensor:
@@ -225,27 +223,26 @@ class ColumnReader:
         return {**self.__dict__, "_tensors": None}
 
 
-_DTYPES = {
-    "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32,
-}  # fmt: skip
+def check_files(folder: str, shards: Sequence[Shard], columns: Iterable[Column]) -> None:
+    """See that shards and columns are there with the sizes that their manifest promises: a listing per folder.
 
-
-def _map_tensors(path: Path) -> Tensors:
-    """Tensors over the mapped bytes of a safetensors file that was checked: u64 header length, JSON header, data."""
-    with path.open("rb") as file:
-        # A private copy-on-write map: torch wants to be allowed to write, the file never changes.
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    start = 8 + int.from_bytes(data[:8], "little")
-    tensors = {}
-    for name, entry in json.loads(data[8:start]).items():
-        if name == "__metadata__":
-            continue
-        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-        count, offset = math.prod(shape), start + entry["data_offsets"][0]
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
-        tensors[name] = flat.view(shape)
-    return tensors
+    Raises:
+        DataError: A file is missing or cut.
+        IntegrityError: A column has no rows for a shard.
+    """
+    listed: dict[str, dict[str, int]] = {}
+    for column in (None, *columns):
+        for shard in shards:
+            part = shard if column is None else column.parts.get(shard.name)
+            if part is None:
+                raise IntegrityError(f"column '{column.name if column else ''}': has no rows for shard '{shard.name}'.")
+            place, _, name = storage.join(folder, part.path).rpartition("/")
+            if place not in listed:
+                listed[place] = storage.list_sizes(place)
+            if listed[place].get(name) != part.bytes:
+                size = listed[place].get(name)
+                state = "is missing" if size is None else f"has {size} bytes, the manifest promises {part.bytes}"
+                raise DataError(f"data: '{place}/{name}' {state}.")
 
 
 def pack_texts(texts: Sequence[Sequence[str]]) -> Tensors:

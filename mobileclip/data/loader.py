@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mobileclip.config import Views
 from mobileclip.data.augment import OPS, apply_operation, apply_view, draw_views, magnitude
-from mobileclip.data.columns import ColumnReader, unpack_texts
+from mobileclip.data.columns import ColumnReader, check_files, unpack_texts
 from mobileclip.data.images import decode, resize, to_tensor
-from mobileclip.data.order import Place, Rows, Steps, place_batch
+from mobileclip.data.mapped import MAPS, Readers
+from mobileclip.data.order import WHOLE, Place, Rows, Steps, place_batch
 from mobileclip.data.preprocess import Preprocess
 from mobileclip.data.shards import ShardReader
 from mobileclip.errors import DataError, EmptyError
@@ -88,10 +89,10 @@ class PairDataset(Dataset[Item]):
     """
 
     def __init__(self, folder: str, manifest: Manifest, recipe: Recipe, *, splits: Sequence[str] = ("train",)) -> None:
-        """Open the shards and columns of these splits.
+        """Check that the shards and columns of these splits are there; a sample's files are opened at its turn.
 
         Raises:
-            DataError: A column is missing, or a shard is damaged.
+            DataError: A column or a file is missing, or a shard is cut.
             EmptyError: No sample is left.
         """
         self._recipe = recipe
@@ -99,12 +100,18 @@ class PairDataset(Dataset[Item]):
         self._shards = manifest.split(*splits)
         if not self._shards:
             raise EmptyError(f"data: no shard of split {', '.join(splits)} in '{folder}'.")
-        self._readers = [ShardReader(folder, shard) for shard in self._shards]
-        names = _columns(manifest, recipe)
-        self._columns = {
-            name: [ColumnReader(folder, manifest.column(name), shard) for shard in self._shards] for name in names
-        }
-        self._places = _places(folder, manifest, self._shards, self._readers, recipe)
+        self._folder = folder
+        self._columns = {name: manifest.column(name) for name in _columns(manifest, recipe)}
+        # Maps, and with an index as many again: a data set of fewer files stays open.
+        self._open: Readers[Any] = Readers(MAPS // 2)
+        if len(self._shards) <= WHOLE:  # all are in use from the first step on
+            for shard in range(len(self._shards)):
+                self._shard(shard)
+                for name in self._columns:
+                    self._column(name, shard)
+        else:
+            check_files(folder, self._shards, self._columns.values())
+        self._places = _places(folder, manifest, self._shards, self._shard, recipe)
         if not self._places:
             raise EmptyError(f"data: no sample with a '{recipe.caption_field}' caption is left in '{folder}'.")
 
@@ -116,7 +123,7 @@ class PairDataset(Dataset[Item]):
         """The sample at (epoch, position), with that epoch's draws."""
         epoch, position = place
         shard, row = self._places[position]
-        sample = self._readers[shard].sample(row)
+        sample = self._shard(shard).sample(row)
         rng = _generator(self._recipe.seed, epoch, sample.uid)
         draw = _Draw(_generator(self._recipe.seed, -1, sample.uid), epoch) if self._recipe.sequential else _Draw(rng)
         image = decode(sample.image)
@@ -136,20 +143,36 @@ class PairDataset(Dataset[Item]):
             item[name] = self._tokenize(text)
             kind = _KINDS[name]
             for teacher in self._recipe.teachers:
-                reader = self._columns[f"{teacher}.{column}"][shard]
+                reader = self._column(f"{teacher}.{column}", shard)
                 item[f"teacher_{kind}.{teacher}"] = _embedding(reader, row, index)
             for own in self._recipe.online:
                 item[f"online_{kind}.{own.name}"] = own.tokenizer([text])[0]
         for teacher in self._recipe.teachers:
-            item[f"teacher_image.{teacher}"] = _embedding(self._columns[f"{teacher}.views"][shard], row, place_of_view)
+            item[f"teacher_image.{teacher}"] = _embedding(self._column(f"{teacher}.views", shard), row, place_of_view)
         for own in self._recipe.online:
             item[f"online_image.{own.name}"] = _show(image, view, own.preprocess)
         return item
 
+    @property
+    def starts(self) -> np.ndarray:
+        """Position of each shard's first sample, and their number at the end, int64 [shards + 1]."""
+        return self._places.starts
+
+    def _shard(self, shard: int) -> ShardReader:
+        found: ShardReader = self._open.get(shard, lambda: ShardReader(self._folder, self._shards[shard]))
+        return found
+
+    def _column(self, name: str, shard: int) -> ColumnReader:
+        def open_one() -> ColumnReader:
+            return ColumnReader(self._folder, self._columns[name], self._shards[shard])
+
+        found: ColumnReader = self._open.get((name, shard), open_one)
+        return found
+
     def pairs(self) -> Iterator[tuple[str, list[str]]]:
         """Uid and ground-truth captions of every sample, in order."""
         for shard, row in self._places:
-            sample = self._readers[shard].sample(row)
+            sample = self._shard(shard).sample(row)
             yield sample.uid, _captions(sample.metadata, self._recipe)
 
     def _synthetic(self, shard: int, row: int, draw: "_Draw") -> tuple[str, int, str]:
@@ -161,7 +184,7 @@ class PairDataset(Dataset[Item]):
 
     def _captions_of(self, name: str, shard: int, row: int) -> list[tuple[int, str]]:
         """Place and text of the captions that the captioner's check did not flag; all where it flagged all."""
-        column = self._columns[name][shard]
+        column = self._column(name, shard)
         captions = list(enumerate(unpack_texts(column, row)))[: self._recipe.use_captions or None]
         stored = column.keys()
         flags = column.row("degenerate", row).tolist() if "degenerate" in stored else []
@@ -186,7 +209,7 @@ class PairDataset(Dataset[Item]):
             one = views.model_copy(update={"num_views": 1})
             seed = self._recipe.seed * 1_000_003 + epoch
             return draw_views(one, uid=uid, seed=seed, width=image.width, height=image.height)[0], 0
-        stored = self._columns["views"][shard].row("views", row).numpy()[: self._recipe.use_views or None]
+        stored = self._column("views", shard).row("views", row).numpy()[: self._recipe.use_views or None]
         return stored[draw % len(stored)], draw % len(stored)
 
 
@@ -244,13 +267,13 @@ def batches(
 ) -> Iterator[Item]:
     """Batches of steps `first_step`..`last_step` - 1, of each the given rows (all, or one process's share).
 
-    The order is a function of (seed, number of samples): epochs are permutations laid end to end and cut into batches,
-    so a run that starts at step s sees exactly what an unbroken run sees from there. Neither workers nor processes
-    change what a batch holds.
+    The order is a function of the seed and the shards' sizes: epochs are laid end to end and cut into batches, so a run
+    that starts at step s sees exactly what an unbroken run sees from there. Neither workers nor processes change what a
+    batch holds. Up to 256 shards an epoch is permuted whole, beyond that in windows (`mobileclip.data.order.Streams`).
     """
     loader: DataLoader[Item] = DataLoader(
         dataset,
-        batch_sampler=Steps(len(dataset), batch_size, first_step, last_step, seed, rows),  # type: ignore[arg-type]
+        batch_sampler=Steps(dataset.starts, batch_size, first_step, last_step, seed, rows),  # type: ignore[arg-type]
         num_workers=workers,
         # Its own generator: else opening a loader would move torch's, and a resumed run would draw other dropout masks.
         generator=torch.Generator().manual_seed(seed),
@@ -294,19 +317,22 @@ def _columns(manifest: Manifest, recipe: Recipe) -> list[str]:
 
 
 def _places(
-    folder: str, manifest: Manifest, shards: Sequence[Shard], readers: Sequence[ShardReader], recipe: Recipe
+    folder: str, manifest: Manifest, shards: Sequence[Shard], reader: Callable[[int], ShardReader], recipe: Recipe
 ) -> Rows:
     """Where the samples lie that are selected and have the caption field."""
-    found: list[tuple[int, np.ndarray | None]] = []
-    selected = recipe.selection and manifest.has("selection")
-    for shard, reader in zip(shards, readers, strict=True):
-        keep = np.ones(len(reader), dtype=bool)
-        if selected and shard.name in manifest.column("selection").parts:
-            keep &= ColumnReader(folder, manifest.column("selection"), shard).all("keep").bool().numpy()
+    selection = manifest.column("selection") if recipe.selection and manifest.has("selection") else None
+
+    def used(number: int) -> tuple[int, np.ndarray | None]:
+        shard = shards[number]
+        keep = np.ones(shard.samples, dtype=bool)
+        if selection is not None and shard.name in selection.parts:
+            keep &= ColumnReader(folder, selection, shard).all("keep").bool().numpy()
         if recipe.caption_field != "captions":
-            keep &= [bool(_captions(reader.sample(row).metadata, recipe)) for row in range(len(reader))]
-        found.append((len(reader), None if keep.all() else np.flatnonzero(keep).astype(np.int32)))
-    return Rows.of(found)
+            opened = reader(number)
+            keep &= [bool(_captions(opened.sample(row).metadata, recipe)) for row in range(len(opened))]
+        return shard.samples, None if keep.all() else np.flatnonzero(keep).astype(np.int32)
+
+    return Rows.of([used(number) for number in range(len(shards))])
 
 
 def _embedding(reader: ColumnReader, row: int, index: int) -> torch.Tensor:

@@ -3,8 +3,7 @@
 import hashlib
 import io
 import json
-import mmap
-import tarfile
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,15 @@ from typing import Any
 import webdataset
 
 from mobileclip import storage
-from mobileclip.errors import DataError
-from mobileclip.manifest import Manifest, Shard, uids_digest
+from mobileclip.data.mapped import map_bytes
+from mobileclip.data.tar_index import IMAGE_EXTENSIONS, TarIndex, index_tar, read_index
+from mobileclip.errors import DataError, IntegrityError
+from mobileclip.manifest import Manifest, Shard, index_path
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif", "jpe", "apng")
+__all__ = ["IMAGE_EXTENSIONS", "Sample", "ShardReader", "image_extension", "read_samples", "write_shard"]
+
+logger = logging.getLogger(__name__)
+
 _MARKS = {
     b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif",
 }  # fmt: skip
@@ -44,7 +48,7 @@ class Sample:
 
 
 def write_shard(folder: str, name: str, split: str, samples: Sequence[tuple[Sample, str]]) -> Shard:
-    """Write one shard whole and describe it.
+    """Write one shard and its index whole and describe it.
 
     Args:
         folder: Output folder or URI.
@@ -69,15 +73,19 @@ def write_shard(folder: str, name: str, split: str, samples: Sequence[tuple[Samp
             writer.write(members)
     data = stream.getvalue()
     path = f"{name}.tar"
+    index = index_tar(io.BytesIO(data), name=f"shard '{name}'")
+    described = index.to_bytes()
+    storage.write_bytes(storage.join(folder, index_path(path)), described)
     storage.write_bytes(storage.join(folder, path), data)
     return Shard(
-        name=name, split=split, path=path, samples=len(samples), bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(), uids_sha256=uids_digest([s.uid for s, _ in samples]),
+        name=name, split=split, path=path, samples=len(index), bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(), uids_sha256=index.uids_sha256(),
+        index_sha256=hashlib.sha256(described).hexdigest(),
     )  # fmt: skip
 
 
 class ShardReader:
-    """Random access to one tar: headers are read once, members are sliced from a memory map.
+    """Random access to one tar: its index says where members lie, which are sliced from a memory map.
 
     The file's digest is checked before its first member is read, by whichever process reads it.
 
@@ -92,42 +100,56 @@ class ShardReader:
         self._path = storage.local_copy(storage.join(folder, shard.path), sha256=shard.sha256)
         self._sha256 = shard.sha256
         storage.share()
-        self._members = _index(str(self._path), shard)
-        self.uids = list(self._members)
-        if len(self.uids) != shard.samples or uids_digest(self.uids) != shard.uids_sha256:
+        self._index = self._find_index(folder, shard)
+        if len(self._index) != shard.samples or self._index.uids_sha256() != shard.uids_sha256:
             raise DataError(
-                f"shard '{shard.name}': '{self._path}' has {len(self.uids)} samples, the manifest promises "
+                f"shard '{shard.name}': '{self._path}' has {len(self._index)} samples, the manifest promises "
                 f"{shard.samples} with uids {shard.uids_sha256[:12]}; the file is cut or was replaced."
             )
-        # A set converted without its pictures has none at all; where some have one, the others lost theirs.
-        pictures = {uid for uid, members in self._members.items() if not members.keys().isdisjoint(IMAGE_EXTENSIONS)}
-        for uid, members in self._members.items():
-            if "json" not in members or (pictures and uid not in pictures):
-                raise DataError(f"shard '{shard.name}': '{self._path}' lacks the picture or the json of '{uid}'.")
-        self._map: mmap.mmap | None = None
+        self._bytes: Any = None
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.uids)
+        return len(self._index)
+
+    @property
+    def uids(self) -> list[str]:
+        """Every uid in order."""
+        return self._index.all_uids()
 
     def sample(self, index: int) -> Sample:
         """The sample at a position."""
-        members = self._members[self.uids[index]]
-        extension = next((e for e in members if e in IMAGE_EXTENSIONS), "")
-        if not extension:
-            raise DataError(f"shard '{self.name}': holds no pictures, the dataset was converted without them.")
-        return Sample(self.uids[index], self._read(members[extension]), json.loads(self._read(members["json"])))
+        image, size, metadata, length = self._index.spans[index].tolist()
+        if image < 0:
+            raise DataError(f"shard '{self.name}': holds no images, the dataset was converted without them.")
+        return Sample(self._index.uid(index), self._read(image, size), json.loads(self._read(metadata, length)))
 
-    def _read(self, span: tuple[int, int]) -> bytes:
-        if self._map is None:  # opened on first use, so that loader processes do not share a handle
+    def _find_index(self, folder: str, shard: Shard) -> TarIndex:
+        if shard.index_sha256:
+            if (size := self._path.stat().st_size) != shard.bytes:
+                raise DataError(
+                    f"shard '{shard.name}': '{self._path}' has {size} bytes, the manifest promises {shard.bytes}; "
+                    "the file is cut or was replaced."
+                )
+            try:
+                path = storage.local_copy(storage.join(folder, shard.index_path), sha256=shard.index_sha256)
+                storage.verify_local(path, shard.index_sha256)
+                return read_index(path)
+            except (DataError, IntegrityError) as error:  # the tar says the same, more slowly
+                logger.warning("shard '%s': %s; reading the tar's own headers instead.", shard.name, str(error)[:-1])
+        with self._path.open("rb") as file:
+            return index_tar(file, name=f"shard '{shard.name}': '{self._path}'")
+
+    def _read(self, start: int, size: int) -> bytes:
+        if self._bytes is None:  # mapped on first use, so that loader processes do not share a map
             storage.verify_local(self._path, self._sha256)
-            with self._path.open("rb") as handle:
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map[span[0] : span[0] + span[1]]
+            self._bytes = map_bytes(self._path).numpy()
+        found: bytes = self._bytes[start : start + size].tobytes()
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """A reader travels to a worker without its memory map."""
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_bytes": None}
 
 
 def image_extension(data: bytes) -> str:
@@ -145,15 +167,3 @@ def read_samples(folder: str, manifest: Manifest, *splits: str) -> Iterator[Samp
         reader = ShardReader(folder, shard)
         for index in range(len(reader)):
             yield reader.sample(index)
-
-
-def _index(path: str, shard: Shard) -> dict[str, dict[str, tuple[int, int]]]:
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                uid, _, extension = info.name.partition(".")
-                members.setdefault(uid, {})[extension] = (info.offset_data, info.size)
-    except tarfile.TarError as error:
-        raise DataError(f"shard '{shard.name}': '{path}' is no readable tar: {error}.") from None
-    return members

@@ -66,6 +66,8 @@ def _check_record(data: str) -> None:
 
 
 def _check_shard(data: str, shard: Shard) -> None:
+    if shard.index_sha256:
+        _check_bytes(data, shard.index_path, shard.index_sha256)
     try:
         ShardReader(data, shard)  # counts and uids
     except DataError as error:

@@ -73,6 +73,8 @@ def _reason(root: str, inner: str, name: str, kept: set[str]) -> str:
         return "column file that no manifest lists"
     if inner.endswith(".tar"):
         return "shard that no manifest lists"
+    if inner.endswith(".index"):
+        return "index of a shard that no manifest lists"
     if _COMMIT.search(inner) and _named(root, name) not in kept | {""}:
         return "commit record of a column file that no manifest lists"
     return ""
@@ -86,7 +88,7 @@ def _listed(root: str, files: dict[str, int]) -> set[str]:
             continue
         folder = storage.join(root, name).rpartition("/")[0]
         content = manifest.read(folder)
-        paths = [shard.path for shard in content.shards]
+        paths = [path for shard in content.shards for path in (shard.path, shard.index_path)]
         paths += [part.path for column in content.columns for part in column.parts.values()]
         kept |= {storage.relative(storage.join(folder, path), root) for path in paths}
     return kept

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 QUARANTINE = "quarantine.jsonl"
 _DUPLICATE = "same bytes as"
-_SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d+\.tar")
+_SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d+\.(tar|index)")
 
 
 def run(config: Prepare, *, out: str, tracker: Tracker, source: str) -> dict[str, float]:  # noqa: ARG001
@@ -261,7 +261,7 @@ def _report_lookalikes(out: str, catalog: Catalog, distance: int) -> dict[str, f
 
 def _remove_stale(out: str, shards: list[manifest.Shard]) -> None:
     """Shards of an earlier run that had more of them."""
-    kept = {shard.path for shard in shards}
+    kept = {path for shard in shards for path in (shard.path, shard.index_path)}
     for name in storage.list_names(out):
         if _SHARD.fullmatch(name) and name not in kept:
             storage.delete(storage.join(out, name))

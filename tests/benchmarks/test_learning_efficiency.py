@@ -131,7 +131,8 @@ def test_the_page_has_a_row_for_each_variant_and_the_figure(study):
 def test_a_share_of_the_images_holds_the_smaller_one(study, tiny_reinforced, tmp_path):
     kept = {}
     for share in (0.3, 0.7):
-        out = learning_efficiency.share_of(tiny_reinforced, str(tmp_path / str(share)), share)
+        out = learning_efficiency.images_folder(str(tmp_path), share)
+        learning_efficiency.share_of(tiny_reinforced, out, share)
         content = manifest.read(out)
         assert [c.name for c in content.columns].count("selection") == 1
         kept[share] = [

@@ -188,7 +188,7 @@ def test_without_pictures_it_can_be_calibrated_and_says_what_it_cannot(public, t
         Calibrate(batch_size=8, batches=1, scales=[10.0, 50.0]), out=str(tmp_path / "calibrate"), tracker=LogTracker(),
         data=str(tmp_path / "out"),
     )  # fmt: skip
-    with pytest.raises(DataError, match="holds no pictures, the dataset was converted without them"):
+    with pytest.raises(DataError, match="holds no images, the dataset was converted without them"):
         _samples(tmp_path / "out")
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -139,7 +140,7 @@ class TestRows:
         for steps, processes in segments:
             last = first + steps
             shares = [
-                Steps(samples, batch, first, last, seed, World(rank, processes).rows(batch))
+                Steps(np.array([0, samples]), batch, first, last, seed, World(rank, processes).rows(batch))
                 for rank in range(processes)
             ]
             for parts in zip(*shares, strict=True):
@@ -150,7 +151,7 @@ class TestRows:
             assert len(rows) == len(set(rows))
             if (epoch + 1) * samples <= len(places):
                 assert sorted(rows) == list(range(samples))
-        whole = Steps(samples, batch, 0, first, seed, slice(None))
+        whole = Steps(np.array([0, samples]), batch, 0, first, seed, slice(None))
         assert [place for step in whole for place in step] == places
 
 
