@@ -74,7 +74,8 @@ def nearest(index: Index, wanted: Floats, *, top: int) -> list[Hit]:
         top: Most hits.
     """
     names = index.names
-    scores = index.embeddings(names) @ wanted
+    # Summed row by row: a matrix product may round equal rows differently, depending on where they stand.
+    scores = np.einsum("nd,d->n", index.embeddings(names), wanted)
     return [Hit(names[row], float(scores[row])) for row in np.argsort(-scores, kind="stable")[:top]]
 
 

@@ -2,6 +2,7 @@
 wrong programs."""
 
 import json
+import re
 import threading
 from contextlib import contextmanager
 
@@ -140,14 +141,14 @@ def test_programs_of_a_fixed_batch(clip, inputs, tmp_path):
 
 
 def _damage(export, tower, precision):
-    """An eighth of the output channels of one layer in the middle is zero; the contract promises just these bytes."""
+    """An eighth of each layer's output channels is zero; the contract promises just these bytes."""
     path = _program(export, tower, precision)
     model = onnx.load(path)
     weights = [t for t in model.graph.initializer if len(t.dims) > 1 and 4096 <= np.prod(t.dims) < 2**20]
-    tensor = weights[len(weights) // 2]
-    values = numpy_helper.to_array(tensor).copy()
-    values[: len(values) // 8] = 0
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for tensor in weights:  # one alone may stand behind a small layer scale
+        values = numpy_helper.to_array(tensor).copy()
+        values[: len(values) // 8] = 0
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     path.write_bytes(model.SerializeToString(deterministic=True))
     raw = json.loads((export / contract.FILE_NAME).read_bytes())
     for program in raw["programs"]:
@@ -169,7 +170,7 @@ def test_the_self_test_refuses_every_damaged_program(bundled, tmp_path):
     for tower, precisions in (("image", IMAGE), ("text", TEXT)):
         assert told[tower].startswith(f"No {tower} program runs here (")
         for precision in precisions:
-            assert f"{precision} on wasm: self-test gave cosine 0." in told[tower]
+            assert re.search(rf"{precision} on wasm: self-test gave cosine -?0\.\d+", told[tower])
 
 
 def test_a_refused_program_is_told_and_another_one_runs(bundled, tmp_path):
@@ -184,5 +185,5 @@ def test_a_refused_program_is_told_and_another_one_runs(bundled, tmp_path):
         assert browser.evaluate("document.getElementById('image-precision').value") == "float32"
         browser.evaluate("document.getElementById('about').open = true")
         facts = browser.evaluate("document.getElementById('facts').innerText")
-        assert "refused int8_static on wasm: self-test gave cosine 0." in facts
+        assert re.search(r"refused int8_static on wasm: self-test gave cosine -?0\.\d+", facts)
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390

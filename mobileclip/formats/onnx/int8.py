@@ -105,11 +105,14 @@ def _store_int8(graph: onnx.GraphProto, tensor: onnx.TensorProto, *, axis: int) 
     name = tensor.name
     graph.initializer.remove(tensor)
     graph.initializer.extend(
-        [numpy_helper.from_array(rounded, f"{name}.int8"), numpy_helper.from_array(scales, f"{name}.scale")]
-    )
-    restore = helper.make_node(
-        "DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], f"{name}.restore", axis=axis
+        [
+            numpy_helper.from_array(rounded, f"{name}.int8"), numpy_helper.from_array(scales, f"{name}.scale"),
+            # Written out: ONNX Runtime's exact products on x86 shift it with the weights.
+            numpy_helper.from_array(np.zeros(len(scales), np.int8), f"{name}.zero"),
+        ]
     )  # fmt: skip
+    parts = [f"{name}.int8", f"{name}.scale", f"{name}.zero"]
+    restore = helper.make_node("DequantizeLinear", parts, [name], f"{name}.restore", axis=axis)
     graph.node.insert(0, restore)
 
 
